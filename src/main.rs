@@ -1,0 +1,4 @@
+//! `flanneld`: flags, logging, runtime, daemon, exit code.
+#![forbid(unsafe_code)]
+
+fn main() {}
