@@ -29,3 +29,5 @@
 //! Only `dataplane::sys` contains `unsafe`: the system calls that the hot loop batches and the
 //! vector instructions of the checksum. Every other module forbids it.
 
+mod go_json;
+pub mod subnet;

@@ -1,0 +1,7 @@
+//! Who owns which subnet: leases, the stores that hold them, and how this host gets its own.
+//!
+//! Pure modules ([`lease`], [`allocate`], [`peers`], [`keeper`]'s state, [`env_file`]'s text) take
+//! bytes and time as arguments; the stores and the keeper's driver do the waiting.
+#![forbid(unsafe_code)]
+
+pub mod lease;
