@@ -29,5 +29,6 @@
 //! Only `dataplane::sys` contains `unsafe`: the system calls that the hot loop batches and the
 //! vector instructions of the checksum. Every other module forbids it.
 
+pub mod config;
 mod go_json;
 pub mod subnet;
