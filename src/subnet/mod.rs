@@ -4,4 +4,5 @@
 //! bytes and time as arguments; the stores and the keeper's driver do the waiting.
 #![forbid(unsafe_code)]
 
+pub mod allocate;
 pub mod lease;
