@@ -5,4 +5,5 @@
 #![forbid(unsafe_code)]
 
 pub mod allocate;
+pub mod env_file;
 pub mod lease;
