@@ -31,4 +31,5 @@
 
 pub mod config;
 mod go_json;
+pub mod host;
 pub mod subnet;
