@@ -5,5 +5,9 @@
 #![forbid(unsafe_code)]
 
 pub mod allocate;
+mod backoff;
 pub mod env_file;
 pub mod lease;
+mod once;
+pub mod peers;
+pub mod store;
