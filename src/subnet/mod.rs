@@ -7,6 +7,7 @@
 pub mod allocate;
 mod backoff;
 pub mod env_file;
+pub mod etcd;
 pub mod lease;
 mod once;
 pub mod peers;

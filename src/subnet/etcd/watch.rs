@@ -1,0 +1,280 @@
+//! Watching all leases, through whatever happens to the store.
+//!
+//! Every time that the watch begins anew, all keys are listed and a snapshot is sent. Going on
+//! where the last watch ended would spare etcd a listing, but a cluster that was emptied or
+//! restored from a backup counts its revisions anew, keeps its name, and would let us wait for a
+//! future that never comes, or miss what was deleted (upstream does).
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use etcd_client::{WatchOptions, WatchResponse, WatchStream};
+use rand::rngs::StdRng;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+use super::transport::{Fault, REQUEST_TIMEOUT, Session, classify};
+use super::{Entry, Inner, Listing};
+use crate::subnet::backoff::{Backoff, Complaint};
+use crate::subnet::lease::{Expiry, Lease, Subnet};
+use crate::subnet::store::{StoreError, WatchEvent};
+
+/// As upstream (facts 3.6).
+const RETRY_MIN: Duration = Duration::from_millis(100);
+const RETRY_MAX: Duration = Duration::from_secs(5);
+
+/// A watch that lived this long was a good one: the next try may come soon.
+const GOOD_AFTER: Duration = Duration::from_secs(10);
+
+/// The reader is gone.
+struct Closed;
+
+/// Why a watch must begin anew.
+enum Break {
+    Closed,
+    Trouble(String),
+}
+
+impl From<Closed> for Break {
+    fn from(Closed: Closed) -> Self {
+        Self::Closed
+    }
+}
+
+impl From<StoreError> for Break {
+    fn from(error: StoreError) -> Self {
+        Self::Trouble(error.to_string())
+    }
+}
+
+/// Watches until the receiver of `events` is dropped.
+pub(super) async fn run(inner: Arc<Inner>, events: mpsc::Sender<WatchEvent>) {
+    let closed = events.clone();
+    tokio::select! {
+        () = closed.closed() => {}
+        () = Watch::new(inner, events).run() => {}
+    }
+}
+
+struct Watch {
+    inner: Arc<Inner>,
+    events: mpsc::Sender<WatchEvent>,
+    /// Every lease as it was last readable: one whose value becomes unreadable stays in force.
+    known: BTreeMap<Subnet, Lease>,
+    complaint: Complaint,
+}
+
+impl Watch {
+    fn new(inner: Arc<Inner>, events: mpsc::Sender<WatchEvent>) -> Self {
+        Self { inner, events, known: BTreeMap::new(), complaint: Complaint::default() }
+    }
+
+    async fn run(mut self) {
+        let mut backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
+        let mut rng: StdRng = rand::make_rng();
+        loop {
+            let begun = Instant::now();
+            match self.watch_once().await {
+                Break::Closed => return,
+                Break::Trouble(reason) => {
+                    if self.complaint.is_due(&reason, Instant::now()) {
+                        tracing::warn!(
+                            "watch of leases interrupted, known routes stay: {reason}; trying again"
+                        );
+                    }
+                }
+            }
+            if begun.elapsed() >= GOOD_AFTER {
+                backoff.reset();
+            }
+            tokio::time::sleep(backoff.next(&mut rng)).await;
+        }
+    }
+
+    /// A snapshot and what follows it, until something is wrong.
+    async fn watch_once(&mut self) -> Break {
+        let listing = match self.inner.entries().await {
+            Ok(listing) => listing,
+            Err(error) => return error.into(),
+        };
+        let (mut revision, cluster) = (listing.revision, listing.cluster);
+        if let Err(closed) = self.snapshot(listing).await {
+            return closed.into();
+        }
+        let session = match self.inner.transport.session().await {
+            Ok(session) => session,
+            Err(Fault::Retry(why) | Fault::TooLarge(why) | Fault::Refused(why)) => {
+                return self.inner.transport.unreachable(why).into();
+            }
+        };
+        let mut stream = match self.open(&session, revision).await {
+            Ok(stream) => stream,
+            Err(reason) => {
+                self.inner.transport.give_up(&session).await;
+                return Break::Trouble(reason);
+            }
+        };
+        if self.complaint.clear() {
+            tracing::info!("{}: watching leases again", self.inner.transport.describe());
+        }
+        loop {
+            match self.next(&mut stream, &mut revision, cluster).await {
+                Ok(()) => {}
+                Err(Break::Closed) => return Break::Closed,
+                Err(trouble) => {
+                    self.inner.transport.give_up(&session).await;
+                    return trouble;
+                }
+            }
+        }
+    }
+
+    /// Opens a watch that begins after `revision` and waits until etcd has taken it.
+    async fn open(&self, session: &Session, revision: i64) -> Result<WatchStream, String> {
+        let options = WatchOptions::new()
+            .with_prefix()
+            .with_start_revision(revision.saturating_add(1))
+            .with_progress_notify()
+            .with_fragment();
+        let mut client = session.client.clone();
+        let opened =
+            timeout(REQUEST_TIMEOUT, client.watch(self.inner.keys.subnets(), Some(options)));
+        match opened.await {
+            Ok(Ok(stream)) => Ok(stream),
+            Ok(Err(error)) => Err(reason(classify(&error))),
+            Err(_) => Err(format!("no watch within {REQUEST_TIMEOUT:?}")),
+        }
+    }
+
+    async fn next(
+        &mut self,
+        stream: &mut WatchStream,
+        revision: &mut i64,
+        cluster: u64,
+    ) -> Result<(), Break> {
+        // No time limit: a quiet network is quiet, and a dead connection is found by its pings.
+        let response = match stream.message().await {
+            Ok(Some(response)) => response,
+            Ok(None) => return Err(Break::Trouble("etcd ended the watch".into())),
+            Err(error) => return Err(Break::Trouble(reason(classify(&error)))),
+        };
+        if response.canceled() {
+            return Err(Break::Trouble(cancel_reason(&response)));
+        }
+        if let Some(header) = response.header() {
+            if header.cluster_id() != cluster {
+                return Err(Break::Trouble("this is another etcd cluster now".into()));
+            }
+            // A member that was restored from a backup while our connection was being made.
+            if header.revision() < *revision {
+                let (now, before) = (header.revision(), *revision);
+                return Err(Break::Trouble(format!(
+                    "etcd went back from revision {before} to {now}"
+                )));
+            }
+            *revision = header.revision();
+        }
+        for event in response.events() {
+            let Some(kv) = event.kv() else { continue };
+            let entry = Entry::from(kv.clone());
+            // Deleting sets a key's version back to zero. (The library's own `event_type` panics
+            // on kinds that it does not know.)
+            if kv.version() > 0 {
+                self.put(entry).await?;
+            } else {
+                self.removed(&entry).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn put(&mut self, entry: Entry) -> Result<(), Closed> {
+        let Some(mut lease) = self.inner.read(&entry) else {
+            return self.unreadable(&entry).await;
+        };
+        self.complete(&mut lease, entry.lease).await;
+        self.known.insert(lease.subnet, lease.clone());
+        self.send(WatchEvent::Put(lease)).await
+    }
+
+    /// A peer's lease stays as it was. Our own is reported as gone, so that it is put right at
+    /// once: who begins to watch now would not know of us.
+    async fn unreadable(&mut self, entry: &Entry) -> Result<(), Closed> {
+        match self.inner.keys.parse(&entry.key) {
+            Ok(subnet) if self.is_own(&subnet) => self.send(WatchEvent::Removed(subnet)).await,
+            _ => Ok(()),
+        }
+    }
+
+    /// The peer's subnet whose value cannot be read.
+    fn unreadable_peer(&self, entry: &Entry) -> Option<Subnet> {
+        self.inner.keys.parse(&entry.key).ok().filter(|subnet| !self.is_own(subnet))
+    }
+
+    fn is_own(&self, subnet: &Subnet) -> bool {
+        self.inner.own().subnets.contains(subnet)
+    }
+
+    async fn removed(&mut self, entry: &Entry) -> Result<(), Closed> {
+        self.inner.strays().forget(&entry.key);
+        let Ok(subnet) = self.inner.keys.parse(&entry.key) else { return Ok(()) };
+        self.known.remove(&subnet);
+        self.send(WatchEvent::Removed(subnet)).await
+    }
+
+    async fn snapshot(&mut self, listing: Listing) -> Result<(), Closed> {
+        let mut known = BTreeMap::new();
+        for entry in &listing.entries {
+            let lease = match self.inner.read(entry) {
+                Some(mut lease) => {
+                    self.complete(&mut lease, entry.lease).await;
+                    lease
+                }
+                None => match self.unreadable_peer(entry).and_then(|s| self.known.remove(&s)) {
+                    Some(lease) => lease,
+                    None => continue,
+                },
+            };
+            known.insert(lease.subnet, lease);
+        }
+        self.known = known;
+        self.send(WatchEvent::Snapshot(self.known.values().cloned().collect())).await
+    }
+
+    /// Asks when our own lease ends if somebody else gave its key another time to live.
+    async fn complete(&self, lease: &mut Lease, id: i64) {
+        if lease.expiry != Expiry::Unknown || !self.is_own(&lease.subnet) {
+            return;
+        }
+        let now = SystemTime::now();
+        let answer = self
+            .inner
+            .transport
+            .call(|mut client| async move { client.lease_time_to_live(id, None).await })
+            .await;
+        // Negative: it has ended, and its removal will be reported.
+        let left = answer.ok().and_then(|answer| u64::try_from(answer.ttl()).ok());
+        if let Some(end) = left.and_then(|left| now.checked_add(Duration::from_secs(left))) {
+            lease.expiry = Expiry::At(end);
+        }
+    }
+
+    async fn send(&self, event: WatchEvent) -> Result<(), Closed> {
+        self.events.send(event).await.map_err(|_| Closed)
+    }
+}
+
+fn reason(fault: Fault) -> String {
+    match fault {
+        Fault::Retry(reason) | Fault::TooLarge(reason) | Fault::Refused(reason) => reason,
+    }
+}
+
+fn cancel_reason(response: &WatchResponse) -> String {
+    match (response.compact_revision(), response.cancel_reason()) {
+        (0, "") => "etcd cancelled the watch".into(),
+        (0, reason) => format!("etcd cancelled the watch: {reason}"),
+        (compacted, _) => format!("etcd compacted its history up to revision {compacted}"),
+    }
+}
