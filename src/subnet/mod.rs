@@ -6,6 +6,7 @@
 
 pub mod allocate;
 mod backoff;
+pub mod directory;
 pub mod env_file;
 pub mod etcd;
 pub mod lease;
