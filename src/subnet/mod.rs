@@ -9,6 +9,7 @@ mod backoff;
 pub mod directory;
 pub mod env_file;
 pub mod etcd;
+pub mod keeper;
 pub mod lease;
 mod once;
 pub mod peers;

@@ -1,0 +1,139 @@
+//! The keeper on a real store and a real clock.
+
+use std::collections::VecDeque;
+use std::future;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use futures::future::{BoxFuture, FutureExt};
+use tokio::sync::mpsc;
+
+use super::acquire;
+use super::state::{Keeper, Moment, Outcome, Poll, Step, Timing};
+use crate::subnet::backoff::Complaint;
+use crate::subnet::lease::Lease;
+use crate::subnet::store::{StoreError, SubnetStore, WatchEvent};
+
+/// The clocks are looked at this often at least: a timer does not see that the wall clock jumped.
+const LOOK_EVERY: Duration = Duration::from_secs(60);
+
+/// What the daemon is told, in the order in which it happened.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Update {
+    /// The store's watch reports this; for [`Peers::apply`](crate::subnet::peers::Peers::apply).
+    Store(WatchEvent),
+    /// Our subnet is another one now, as the old one is another host's: device, routes and
+    /// `subnet.env` must follow, and [`Peers::set_own`](crate::subnet::peers::Peers::set_own).
+    Moved(Lease),
+}
+
+/// Watches the store and keeps `lease`; every event of the store is passed on.
+///
+/// Nothing that happens to the store ends it: it returns when the reader of `updates` is dropped,
+/// and it may be dropped at any time.
+pub async fn run(
+    store: Arc<dyn SubnetStore>,
+    lease: Lease,
+    timing: Timing,
+    updates: mpsc::Sender<Update>,
+) {
+    let start = Instant::now();
+    let now = || Moment { wall: SystemTime::now(), steady: start.elapsed() };
+    let mut keeper = Keeper::new(lease, timing, now(), rand::random());
+    let mut events = store.watch();
+    let mut complaint = Complaint::default();
+    let mut request: Option<BoxFuture<'static, Answer>> = None;
+    // While the daemon is busy events wait in the store's queue, but the lease is kept.
+    let mut waiting = VecDeque::new();
+
+    loop {
+        let wait = match keeper.poll(now()) {
+            Poll::Do(step) => {
+                let lease = keeper.lease().clone();
+                request = Some(perform(store.clone(), step, lease, timing.ttl).boxed());
+                LOOK_EVERY
+            }
+            Poll::Wait(left) => left.map_or(LOOK_EVERY, |left| left.min(LOOK_EVERY)),
+        };
+        tokio::select! {
+            event = events.recv(), if waiting.is_empty() => {
+                // A store ends its watch only when the receiver is gone, or the runtime.
+                let Some(event) = event else { return };
+                keeper.observe(&event, now());
+                waiting.push_back(Update::Store(event));
+            }
+            permit = updates.reserve(), if !waiting.is_empty() => {
+                let Ok(permit) = permit else { return };
+                if let Some(update) = waiting.pop_front() {
+                    permit.send(update);
+                }
+            }
+            () = updates.closed() => return,
+            answer = under_way(&mut request) => {
+                request = None;
+                log(&mut complaint, &keeper, answer.trouble.as_deref());
+                let before = keeper.lease().subnet;
+                if keeper.finish(answer.outcome, now()) {
+                    let lease = keeper.lease().clone();
+                    let after = lease.subnet;
+                    tracing::warn!("our subnet {before} is another host's now: moving to {after}");
+                    waiting.push_back(Update::Moved(lease));
+                }
+            }
+            () = tokio::time::sleep(wait) => {}
+        }
+    }
+}
+
+/// What a request gave, and why it failed if it did.
+struct Answer {
+    outcome: Outcome,
+    trouble: Option<String>,
+}
+
+async fn under_way(request: &mut Option<BoxFuture<'static, Answer>>) -> Answer {
+    match request {
+        Some(request) => request.await,
+        None => future::pending().await,
+    }
+}
+
+async fn perform(store: Arc<dyn SubnetStore>, step: Step, lease: Lease, ttl: Duration) -> Answer {
+    let Lease { subnet, attrs, .. } = &lease;
+    let result = match step {
+        Step::Renew => store.renew(subnet, attrs, ttl).await.map(Outcome::Ours),
+        Step::Create => store.create(subnet, attrs, ttl).await.map(Outcome::Ours),
+        Step::Acquire => match acquire::once(&*store, attrs, None, ttl).await {
+            Ok((_, lease)) => Ok(Outcome::Won(lease)),
+            Err(error) => {
+                return Answer { outcome: Outcome::Failed, trouble: Some(error.to_string()) };
+            }
+        },
+    };
+    match result {
+        Ok(outcome) => {
+            if step == Step::Create {
+                tracing::warn!("the lease of {subnet} was gone: won it back");
+            }
+            Answer { outcome, trouble: None }
+        }
+        Err(error @ StoreError::Lost { .. }) => {
+            tracing::warn!("{error}");
+            Answer { outcome: Outcome::Lost, trouble: None }
+        }
+        Err(StoreError::Taken { .. }) => Answer { outcome: Outcome::Taken, trouble: None },
+        Err(error) => Answer { outcome: Outcome::Failed, trouble: Some(error.to_string()) },
+    }
+}
+
+fn log(complaint: &mut Complaint, keeper: &Keeper, trouble: Option<&str>) {
+    let subnet = keeper.lease().subnet;
+    match trouble {
+        Some(trouble) if complaint.is_due(trouble, Instant::now()) => {
+            tracing::warn!("cannot keep the lease of {subnet} now: {trouble}; trying again");
+        }
+        Some(_) => {}
+        None if complaint.clear() => tracing::info!("the lease of {subnet} can be kept again"),
+        None => {}
+    }
+}
