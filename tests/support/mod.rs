@@ -14,6 +14,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 pub mod daemon;
+pub mod etcd;
 pub mod lab;
 pub mod netns;
 pub mod traffic;

@@ -1,0 +1,198 @@
+//! What happens to a store in a host's life, done to a real directory: by hand, by the clock, by
+//! other daemons, and by who means no good.
+#![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+#[path = "support/events.rs"]
+mod events;
+#[path = "support/keeping.rs"]
+mod keeping;
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use events::{attrs, end, next, snapshot, subnet, until};
+use flanneld::subnet::directory::DirectoryStore;
+use flanneld::subnet::keeper::{Timing, Update};
+use flanneld::subnet::lease::{Expiry, Lease};
+use flanneld::subnet::store::{LEASE_TTL, StoreError, SubnetStore, WatchEvent};
+use keeping::{Host, TIMING};
+
+const CONFIG: &str = r#"{"Network":"10.5.0.0/16"}"#;
+
+fn directory() -> (tempfile::TempDir, DirectoryStore) {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("config"), CONFIG).unwrap();
+    let store = DirectoryStore::open(dir.path()).unwrap();
+    (dir, store)
+}
+
+fn lease_file(dir: &Path, name: &str) -> std::path::PathBuf {
+    dir.join("subnets").join(name)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn eight_daemons_race_for_each_subnet() {
+    let (dir, _) = directory();
+    let daemons: Vec<_> =
+        (0..8).map(|_| Arc::new(DirectoryStore::open(dir.path()).unwrap())).collect();
+    for round in 1..=20 {
+        let name = subnet(&format!("10.5.{round}.0-24"));
+        let tasks: Vec<_> = daemons
+            .iter()
+            .enumerate()
+            .map(|(i, store)| {
+                let store = store.clone();
+                let attrs = attrs(&format!("10.4.7.{i}"));
+                tokio::spawn(async move { store.create(&name, &attrs, LEASE_TTL).await })
+            })
+            .collect();
+        let mut won = 0;
+        for task in tasks {
+            match task.await.unwrap() {
+                Ok(_) => won += 1,
+                Err(StoreError::Taken { .. }) => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
+        assert_eq!(won, 1, "round {round}");
+    }
+    let left: Vec<_> = fs::read_dir(dir.path().join("subnets")).unwrap().collect();
+    assert_eq!(left.len(), 20, "nothing unfinished is left");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn edits_by_hand_are_seen() {
+    let (dir, store) = directory();
+    let mut watch = store.watch();
+    assert_eq!(snapshot(&mut watch).await, Vec::<String>::new());
+    let file = lease_file(dir.path(), "10.5.7.0-24");
+    // As an editor does: an unfinished neighbour, then the whole over the old one.
+    let swap = lease_file(dir.path(), ".10.5.7.0-24.swp");
+    fs::write(&swap, "garbage").unwrap();
+    fs::write(lease_file(dir.path(), "10.5.7.0-24~"), "garbage").unwrap();
+    fs::write(&file, "{\n  \"PublicIP\": \"10.4.7.27\"\n}\n").unwrap();
+    let event = next(&mut watch).await;
+    let by_hand = Lease {
+        subnet: subnet("10.5.7.0-24"),
+        attrs: attrs("10.4.7.27"),
+        expiry: Expiry::Permanent,
+    };
+    assert_eq!(event, WatchEvent::Put(by_hand.clone()));
+    fs::rename(&swap, &file).unwrap();
+    fs::write(&file, "{\"PublicIP\":\"10.4.7.28\"}").unwrap();
+    let event = next(&mut watch).await;
+    assert_eq!(event, WatchEvent::Put(Lease { attrs: attrs("10.4.7.28"), ..by_hand }));
+    fs::remove_file(&file).unwrap();
+    assert_eq!(next(&mut watch).await, WatchEvent::Removed(subnet("10.5.7.0-24")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn expired_leases_are_cleared_away() {
+    let (dir, store) = directory();
+    let file = lease_file(dir.path(), "10.5.7.0-24");
+    fs::write(&file, "{\"PublicIP\":\"10.4.7.27\"}\nexpires=2020-01-01T00:00:00Z\n").unwrap();
+    assert_eq!(store.list().await.unwrap(), []);
+    let renewed = store.renew(&subnet("10.5.7.0-24"), &attrs("10.4.7.27"), LEASE_TTL).await;
+    assert!(matches!(renewed, Err(StoreError::Lost { .. })), "{renewed:?}");
+    let mut watch = store.watch();
+    assert_eq!(snapshot(&mut watch).await, Vec::<String>::new());
+    let deadline = Instant::now() + events::PATIENCE;
+    while file.exists() {
+        assert!(Instant::now() < deadline, "{} is not cleared away", file.display());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    // Its place is free at once, cleared away or not.
+    fs::write(&file, "{\"PublicIP\":\"10.4.7.27\"}\nexpires=2020-01-01T00:00:00Z\n").unwrap();
+    store.create(&subnet("10.5.7.0-24"), &attrs("10.4.7.28"), LEASE_TTL).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reservation_by_hand_is_kept() {
+    let (dir, store) = directory();
+    let file = lease_file(dir.path(), "10.5.21.0-24");
+    fs::write(&file, "{\"PublicIP\":\"10.4.7.21\"}").unwrap();
+    let host = Host::start(Arc::new(store), "10.4.7.21", TIMING).await;
+    assert_eq!((host.name(), host.lease.expiry), ("10.5.21.0-24".into(), Expiry::Permanent));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn our_lease_is_kept_and_won_back() {
+    let (dir, store) = directory();
+    let short = Timing { ttl: Duration::from_secs(4), margin: Duration::from_secs(60) };
+    let mut host = Host::start(Arc::new(store), "10.4.7.21", short).await;
+    let first = end(host.ours().await.expiry);
+    let second = end(host.ours().await.expiry);
+    assert!(second > first, "renewed");
+    fs::remove_file(lease_file(dir.path(), &host.name())).unwrap();
+    host.event(|e| matches!(e, WatchEvent::Removed(_))).await;
+    host.ours().await;
+    fs::write(lease_file(dir.path(), &host.name()), "{\"PublicIP\":\"10.4.7.66\"}").unwrap();
+    until(&mut host.updates, |update| matches!(update, Update::Moved(_)).then_some(())).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deleted_and_made_again_is_found() {
+    let (dir, store) = directory();
+    let mut host = Host::start(Arc::new(store), "10.4.7.21", TIMING).await;
+    host.ours().await;
+    for _ in 0..3 {
+        fs::remove_dir_all(dir.path().join("subnets")).unwrap();
+        host.event(|e| matches!(e, WatchEvent::Removed(_))).await;
+        host.ours().await;
+    }
+    fs::write(lease_file(dir.path(), "10.5.200.0-24"), "{\"PublicIP\":\"10.4.7.22\"}").unwrap();
+    host.event(|e| matches!(e, WatchEvent::Put(l) if l.attrs == attrs("10.4.7.22"))).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn that_is_away_as_a_whole_is_silence() {
+    let (dir, store) = directory();
+    fs::write(lease_file(dir.path(), "10.5.200.0-24"), "{\"PublicIP\":\"10.4.7.22\"}").unwrap();
+    let mut watch = store.watch();
+    assert_eq!(snapshot(&mut watch).await, ["10.5.200.0-24"]);
+    let away = dir.path().with_extension("away");
+    fs::rename(dir.path(), &away).unwrap();
+    let error = store.create(&subnet("10.5.1.0-24"), &attrs("10.4.7.21"), LEASE_TTL).await;
+    assert!(matches!(error, Err(StoreError::Unreachable { .. })), "{error:?}");
+    assert!(!dir.path().exists(), "nothing is made where something should be mounted");
+    let quiet = tokio::time::timeout(Duration::from_secs(1), watch.recv()).await;
+    assert!(quiet.is_err(), "{quiet:?}");
+    fs::rename(&away, dir.path()).unwrap();
+    fs::write(lease_file(dir.path(), "10.5.201.0-24"), "{\"PublicIP\":\"10.4.7.23\"}").unwrap();
+    let event = next(&mut watch).await;
+    assert!(
+        matches!(&event, WatchEvent::Put(l) if l.subnet == subnet("10.5.201.0-24")),
+        "{event:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn links_pipes_and_huge_files_are_refused() {
+    let (dir, store) = directory();
+    let target = dir.path().join("target");
+    let valid = "{\"PublicIP\":\"10.4.7.66\"}";
+    fs::write(&target, valid).unwrap();
+    std::os::unix::fs::symlink(&target, lease_file(dir.path(), "10.5.1.0-24")).unwrap();
+    let pipe = lease_file(dir.path(), "10.5.2.0-24");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let huge = format!("{valid}{}", " ".repeat(70_000));
+    fs::write(lease_file(dir.path(), "10.5.3.0-24"), huge).unwrap();
+    fs::create_dir(lease_file(dir.path(), "10.5.4.0-24")).unwrap();
+    assert_eq!(store.list().await.unwrap(), []);
+    for i in 1..=4 {
+        let name = subnet(&format!("10.5.{i}.0-24"));
+        let taken = store.create(&name, &attrs("10.4.7.21"), LEASE_TTL).await;
+        assert!(matches!(taken, Err(StoreError::Taken { .. })), "{taken:?}");
+        let lost = store.renew(&name, &attrs("10.4.7.66"), LEASE_TTL).await;
+        assert!(lost.is_err(), "{lost:?}");
+        store.delete(&name, &attrs("10.4.7.66")).await.unwrap();
+    }
+    assert_eq!(fs::read_to_string(&target).unwrap(), valid);
+    fs::remove_file(dir.path().join("config")).unwrap();
+    std::os::unix::fs::symlink("/etc/hostname", dir.path().join("config")).unwrap();
+    let error = store.config().await.unwrap_err().to_string();
+    assert!(error.contains("symbolic link"), "{error}");
+}
