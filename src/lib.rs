@@ -30,6 +30,7 @@
 //! vector instructions of the checksum. Every other module forbids it.
 
 pub mod config;
+pub mod dataplane;
 mod go_json;
 pub mod host;
 pub mod subnet;

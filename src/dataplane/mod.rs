@@ -1,0 +1,14 @@
+//! The hot path: packets between the TUN device and the peers. Plain threads; no tokio, no lock,
+//! no allocation per packet.
+//!
+//! Follow a packet out: [`egress`] reads it from the device, finds its peer in [`routes`], cuts it
+//! ([`offload::segment`]) and plans its sending ([`offload::run`]); [`outbox`] sends the batch.
+//! Follow a packet in: [`ingress`] receives it, [`admission`] checks it, [`offload::coalesce`]
+//! merges it with its neighbours, and [`ingress`] writes it to the device.
+//!
+//! The face to the rest of the daemon is small: [`worker::Dataplane`] starts and stops,
+//! [`routes::SharedRoutes`] takes new routes, [`stats::Stats`] shows the counters.
+
+pub mod offload;
+pub mod packet;
+pub mod sys;
