@@ -13,6 +13,10 @@
 //!   [`span::Span`], so every array is made once and reused for ever, without a lifetime.
 #![forbid(unsafe_code)]
 
+pub mod arena;
 pub mod limits;
+pub mod run;
 pub mod span;
+#[cfg(test)]
+mod testkit;
 pub mod virtio;
