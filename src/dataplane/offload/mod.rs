@@ -16,6 +16,7 @@
 pub mod arena;
 pub mod limits;
 pub mod run;
+pub mod segment;
 pub mod span;
 #[cfg(test)]
 mod testkit;
