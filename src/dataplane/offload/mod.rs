@@ -14,6 +14,7 @@
 #![forbid(unsafe_code)]
 
 pub mod arena;
+pub mod coalesce;
 pub mod limits;
 pub mod run;
 pub mod segment;
