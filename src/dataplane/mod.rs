@@ -11,4 +11,6 @@
 
 pub mod offload;
 pub mod packet;
+pub mod routes;
+pub mod stats;
 pub mod sys;
