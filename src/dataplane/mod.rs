@@ -9,6 +9,8 @@
 //! The face to the rest of the daemon is small: [`worker::Dataplane`] starts and stops,
 //! [`routes::SharedRoutes`] takes new routes, [`stats::Stats`] shows the counters.
 
+pub mod errno;
+pub mod limit;
 pub mod offload;
 pub mod packet;
 pub mod routes;

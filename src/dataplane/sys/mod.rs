@@ -4,3 +4,9 @@
 //! no pointer outlives what it points at.
 
 pub mod checksum;
+mod cmsg;
+pub mod poll;
+pub mod receive;
+pub mod send;
+pub mod socket;
+pub mod tun;

@@ -1,0 +1,257 @@
+//! The TUN device: opening it, its offloads, one packet in, one packet out.
+
+use std::io;
+use std::marker::PhantomData;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+
+use libc::{c_uint, iovec};
+use thiserror::Error;
+
+use crate::dataplane::offload::limits::{TCP_MERGE_MAX_SEGMENTS, VNET_HDR_BYTES};
+
+/// The most pieces of one write: virtio header, head, and a body per merged packet.
+const MAX_PIECES: usize = 2 + TCP_MERGE_MAX_SEGMENTS;
+
+/// What the TUN device may do for us, from much to nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum TunOffload {
+    /// One packet per call, every checksum complete, no header in front: any kernel.
+    None,
+    /// TCP superpackets and partial checksums.
+    Tso,
+    /// UDP superpackets besides (Linux 6.2).
+    TsoUso,
+}
+
+/// Why the device could not be opened.
+#[derive(Debug, Error)]
+pub enum TunError {
+    /// `/dev/net/tun` is missing.
+    #[error(
+        "/dev/net/tun does not exist: load the driver with `modprobe tun`, or, in a container, \
+         pass the device in"
+    )]
+    NoDriver,
+    /// No right to make devices.
+    #[error(
+        "may not create the TUN device {name}: flanneld needs CAP_NET_ADMIN (run it as root), \
+         and read and write permission on /dev/net/tun"
+    )]
+    NotPermitted {
+        /// The wanted name.
+        name: String,
+    },
+    /// Another program holds that name.
+    #[error(
+        "the device name {name} is taken by something else: stop the other daemon, delete the \
+         device with `ip link delete {name}`, or choose another name with --tun-name"
+    )]
+    NameTaken {
+        /// The wanted name.
+        name: String,
+    },
+    /// Anything else.
+    #[error("cannot create the TUN device {name}: {source}")]
+    Other {
+        /// The wanted name.
+        name: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+/// An open TUN device. The kernel removes it when the last descriptor is closed.
+#[derive(Debug)]
+pub struct Tun {
+    fd: OwnedFd,
+    name: String,
+    offload: TunOffload,
+}
+
+impl Tun {
+    /// Creates the device with the most offload up to `most` that this kernel has.
+    ///
+    /// `name` may hold `%d`, which the kernel replaces by the first free number.
+    ///
+    /// # Errors
+    /// See [`TunError`].
+    pub fn create(name: &str, most: TunOffload) -> Result<Tun, TunError> {
+        let tun = Tun::open(name, most)?;
+        if tun.offload == TunOffload::None && most != TunOffload::None {
+            // Without offload there is nothing that the header could say: open without it. The
+            // device of the first try goes with its descriptor.
+            drop(tun);
+            return Tun::open(name, TunOffload::None);
+        }
+        Ok(tun)
+    }
+
+    fn open(name: &str, most: TunOffload) -> Result<Tun, TunError> {
+        let with_header = most != TunOffload::None;
+        let mut configuration = tun::Configuration::default();
+        configuration.tun_name(name).platform_config(|platform| {
+            // Addresses, MTU and routes are set by netlink (`host::netlink`), not by this crate.
+            platform.vnet_hdr(with_header).ensure_root_privileges(false);
+        });
+        let device = tun::create(&configuration).map_err(|error| explain(name, error))?;
+        let other = |source: io::Error| TunError::Other { name: name.to_owned(), source };
+        let name = tun::AbstractDevice::tun_name(&device).map_err(|error| explain(name, error))?;
+        // SAFETY: into_raw_fd gives up ownership of an open descriptor, which nobody else holds.
+        let fd = unsafe { OwnedFd::from_raw_fd(device.into_raw_fd()) };
+        rustix::io::ioctl_fionbio(&fd, true).map_err(|errno| other(errno.into()))?;
+        let offload = if with_header { probe_offload(fd.as_fd(), most) } else { TunOffload::None };
+        Ok(Tun { fd, name, offload })
+    }
+
+    /// The name that the kernel gave.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What the kernel agreed to.
+    #[must_use]
+    pub fn offload(&self) -> TunOffload {
+        self.offload
+    }
+
+    /// Reads one packet or superpacket behind its virtio header into `buffer`; returns the bytes
+    /// of both. A device without the header gets one of zeros.
+    ///
+    /// # Errors
+    /// What `read` reports; `WouldBlock` when nothing waits.
+    #[inline]
+    pub fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.offload != TunOffload::None {
+            return Ok(rustix::io::read(&self.fd, buffer)?);
+        }
+        let (header, packet) =
+            buffer.split_at_mut_checked(VNET_HDR_BYTES).ok_or(io::ErrorKind::InvalidInput)?;
+        let bytes = rustix::io::read(&self.fd, packet)?;
+        header.fill(0);
+        Ok(VNET_HDR_BYTES + bytes)
+    }
+}
+
+impl AsFd for Tun {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// Asks for the offloads by setting them: USO in a second step, since a kernel that does not know
+/// it refuses the whole mask.
+fn probe_offload(fd: BorrowedFd<'_>, most: TunOffload) -> TunOffload {
+    let tso = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6;
+    let uso = tso | libc::TUN_F_USO4 | libc::TUN_F_USO6;
+    if !set_offload(fd, tso) {
+        return TunOffload::None;
+    }
+    if most == TunOffload::TsoUso && set_offload(fd, uso) {
+        return TunOffload::TsoUso;
+    }
+    TunOffload::Tso
+}
+
+fn set_offload(fd: BorrowedFd<'_>, mask: c_uint) -> bool {
+    // SAFETY: TUNSETOFFLOAD takes its argument by value (drivers/net/tun.c, __tun_chr_ioctl).
+    unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(mask)) == 0 }
+}
+
+fn explain(name: &str, error: tun::Error) -> TunError {
+    let name = name.to_owned();
+    let source = io::Error::from(error);
+    match source.raw_os_error() {
+        Some(libc::ENOENT | libc::ENXIO | libc::ENODEV) => TunError::NoDriver,
+        Some(libc::EPERM | libc::EACCES) => TunError::NotPermitted { name },
+        // Busy: attached by another process. Invalid: a device of another kind has the name.
+        Some(libc::EBUSY | libc::EINVAL | libc::EEXIST) => TunError::NameTaken { name },
+        _ => TunError::Other { name, source },
+    }
+}
+
+/// The array that `writev` reads, allocated once and used for ever.
+pub struct TunWriter {
+    pieces: Box<[iovec]>,
+}
+
+// SAFETY: the pointers in `pieces` are only valid, and only used, while a `TunWrite` borrows them.
+unsafe impl Send for TunWriter {}
+
+impl TunWriter {
+    /// Room for the pieces of the largest merged packet.
+    #[must_use]
+    pub fn new() -> TunWriter {
+        let none = iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
+        TunWriter { pieces: vec![none; MAX_PIECES].into() }
+    }
+
+    /// Gathers one packet for `tun`: its virtio header, which is left out if the device has none,
+    /// and the pieces of the packet.
+    #[inline]
+    pub fn gather<'w, 'data>(
+        &'w mut self,
+        tun: &'w Tun,
+        vnet_hdr: &'data [u8; VNET_HDR_BYTES],
+        packet: impl IntoIterator<Item = &'data [u8]>,
+    ) -> TunWrite<'w, 'data> {
+        let with_header = tun.offload != TunOffload::None;
+        let header = with_header.then_some(vnet_hdr.as_slice());
+        let mut write =
+            TunWrite { writer: self, tun, count: 0, bytes: 0, fits: true, data: PhantomData };
+        for piece in header.into_iter().chain(packet) {
+            let Some(slot) = write.writer.pieces.get_mut(write.count) else {
+                write.fits = false;
+                break;
+            };
+            *slot = iovec { iov_base: piece.as_ptr().cast_mut().cast(), iov_len: piece.len() };
+            write.count += 1;
+            write.bytes += piece.len();
+        }
+        write
+    }
+}
+
+impl Default for TunWriter {
+    fn default() -> TunWriter {
+        TunWriter::new()
+    }
+}
+
+/// One packet that is ready to be written; borrows its pieces.
+pub struct TunWrite<'w, 'data> {
+    writer: &'w mut TunWriter,
+    tun: &'w Tun,
+    count: usize,
+    bytes: usize,
+    fits: bool,
+    data: PhantomData<&'data [u8]>,
+}
+
+impl TunWrite<'_, '_> {
+    /// Writes the packet by one `writev`; may be called again when that failed.
+    ///
+    /// # Errors
+    /// What `writev` reports; `InvalidInput` for more pieces than any merged packet has, and
+    /// `WriteZero` if the kernel took a part only, which a TUN device never does.
+    #[inline]
+    pub fn write(&mut self) -> io::Result<()> {
+        if !self.fits {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        // SAFETY: the first `count` entries point at slices that live for 'data; writev only reads
+        // from them.
+        let written = unsafe {
+            libc::writev(
+                self.tun.fd.as_raw_fd(),
+                self.writer.pieces.as_ptr(),
+                self.count as libc::c_int,
+            )
+        };
+        match usize::try_from(written) {
+            Err(_) => Err(io::Error::last_os_error()),
+            Ok(written) if written < self.bytes => Err(io::ErrorKind::WriteZero.into()),
+            Ok(_) => Ok(()),
+        }
+    }
+}
