@@ -9,10 +9,16 @@
 //! The face to the rest of the daemon is small: [`worker::Dataplane`] starts and stops,
 //! [`routes::SharedRoutes`] takes new routes, [`stats::Stats`] shows the counters.
 
+mod admission;
+mod answers;
+mod egress;
 pub mod errno;
+mod ingress;
 pub mod limit;
 pub mod offload;
+mod outbox;
 pub mod packet;
 pub mod routes;
 pub mod stats;
 pub mod sys;
+pub mod worker;

@@ -1,0 +1,80 @@
+//! The ICMP errors that a router owes: to our own kernel through the TUN device, to a peer's pods
+//! through the socket.
+#![forbid(unsafe_code)]
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::limit::{ICMP_BURST, ICMP_PER_SECOND, RateLimit};
+use super::offload::limits::VNET_HDR_BYTES;
+use super::packet::icmp::{ERROR_MAX_BYTES, IcmpError};
+use super::packet::ipv4::Ipv4View;
+use super::routes::Routes;
+use super::sys::send::Sender;
+use super::sys::socket::UdpSocket;
+use super::sys::tun::{Tun, TunWriter};
+
+/// Builds and sends ICMP errors for one thread, rate-limited.
+///
+/// They come from the tunnel's own address, the base of our subnet (flannel, proxy_amd64.c).
+pub(super) struct Answers {
+    limit: RateLimit,
+    buffer: [u8; ERROR_MAX_BYTES],
+    tun: Arc<Tun>,
+    writer: TunWriter,
+    socket: Arc<UdpSocket>,
+    sender: Sender,
+}
+
+impl Answers {
+    pub(super) fn new(tun: Arc<Tun>, socket: Arc<UdpSocket>) -> Answers {
+        Answers {
+            limit: RateLimit::new(ICMP_PER_SECOND, ICMP_BURST, Instant::now()),
+            buffer: [0; ERROR_MAX_BYTES],
+            tun,
+            writer: TunWriter::new(),
+            socket,
+            sender: Sender::new(1, 1),
+        }
+    }
+
+    /// Answers a packet that came from our own kernel; says whether the answer went out.
+    pub(super) fn tell_kernel(
+        &mut self,
+        error: IcmpError,
+        offender: &[u8],
+        routes: &Routes,
+    ) -> bool {
+        let source = routes.own().network();
+        let Some(packet) = build(&mut self.limit, source, &mut self.buffer, error, offender) else {
+            return false;
+        };
+        // An error that cannot be told is no reason to make another one.
+        self.writer.gather(&self.tun, &[0; VNET_HDR_BYTES], [packet]).write().is_ok()
+    }
+
+    /// Answers a packet that came from a peer: to whoever owns its inner source.
+    pub(super) fn tell_peer(&mut self, error: IcmpError, offender: &[u8], routes: &Routes) -> bool {
+        let source = routes.own().network();
+        let Some(packet) = build(&mut self.limit, source, &mut self.buffer, error, offender) else {
+            return false;
+        };
+        let owner =
+            Ipv4View::parse(packet).ok().and_then(|ip| routes.get(routes.lookup(ip.dst())?));
+        let Some(route) = owner else { return false };
+        let mut batch = self.sender.batch();
+        batch.push(route.endpoint, None, [packet]) && batch.send(&*self.socket, 0).is_ok()
+    }
+}
+
+fn build<'a>(
+    limit: &mut RateLimit,
+    source: Ipv4Addr,
+    buffer: &'a mut [u8; ERROR_MAX_BYTES],
+    error: IcmpError,
+    offender: &[u8],
+) -> Option<&'a [u8]> {
+    let bytes = error.answer(offender, source, buffer)?;
+    limit.take(Instant::now()).then_some(&buffer[..bytes])
+}
