@@ -1,0 +1,295 @@
+//! What the flags mean: the typed options of the daemon.
+
+use std::fmt;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use thiserror::Error;
+
+use super::{UsageError, Values};
+use crate::dataplane::worker::SourceCheck;
+
+/// A device's name has at most 15 bytes (Linux `IFNAMSIZ`, with the final zero).
+const MAX_DEVICE_NAME_BYTES: usize = 15;
+
+/// All that the operator decides, checked.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where the leases are.
+    pub store: StoreOptions,
+    /// How long before its end the own lease is renewed: 1 to 1439 minutes.
+    pub renew_margin: Duration,
+    /// Interfaces to try, by name or address, in this order.
+    pub iface: Vec<String>,
+    /// Regular expressions for interfaces to try after those, in this order.
+    pub iface_regex: Vec<String>,
+    /// Else the interface that leads to this address.
+    pub iface_can_reach: Option<Ipv4Addr>,
+    /// What the peers are told to send to, instead of the interface's address.
+    pub public_ip: Option<Ipv4Addr>,
+    /// Where `subnet.env` is written.
+    pub subnet_file: PathBuf,
+    /// Whether to masquerade what leaves the overlay.
+    pub ip_masq: bool,
+    /// The most that is tried of the TUN device's offloads.
+    pub offload: OffloadMode,
+    /// Whether to try sending many datagrams as one.
+    pub udp_gso: bool,
+    /// Whether to try receiving many datagrams as one.
+    pub udp_gro: bool,
+    /// Which datagrams are accepted.
+    pub source_check: SourceCheck,
+    /// The TUN device's name; `%d` stands for the first free number.
+    pub tun_name: String,
+    /// `-v`: 0 for the normal log, more for more.
+    pub verbosity: i32,
+}
+
+/// Where the leases are.
+#[derive(Clone, Debug)]
+pub enum StoreOptions {
+    /// In etcd.
+    Etcd(EtcdOptions),
+    /// In the files of this directory.
+    Directory(PathBuf),
+}
+
+/// How etcd is reached.
+#[derive(Clone, Debug)]
+pub struct EtcdOptions {
+    /// The servers' URLs; at least one.
+    pub endpoints: Vec<String>,
+    /// What all keys start with, without a slash at its end: append `/config`, `/subnets/…`.
+    pub prefix: String,
+    /// The authorities that vouch for the servers; else the system's.
+    pub cafile: Option<PathBuf>,
+    /// What the client shows of itself.
+    pub client_cert: Option<ClientCert>,
+    /// Who the client says it is.
+    pub credentials: Option<Credentials>,
+}
+
+/// A client's certificate and its private key: PEM files.
+#[derive(Clone, Debug)]
+pub struct ClientCert {
+    /// `--etcd-certfile`.
+    pub certfile: PathBuf,
+    /// `--etcd-keyfile`.
+    pub keyfile: PathBuf,
+}
+
+/// A user of etcd.
+#[derive(Clone, Debug)]
+pub struct Credentials {
+    /// The user's name.
+    pub username: String,
+    /// The user's password.
+    pub password: Secret,
+}
+
+/// A text that never shows up in a log.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Wraps a secret.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// The secret itself: only for whom it is meant for.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// `--offload`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OffloadMode {
+    /// All that the kernel has.
+    Auto,
+    /// TCP segmentation, no UDP segmentation.
+    Tso,
+    /// None: one packet per read and write.
+    Off,
+}
+
+/// A word that is none of those to choose from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("expected {0}")]
+pub struct InvalidChoice(&'static str);
+
+impl FromStr for OffloadMode {
+    type Err = InvalidChoice;
+
+    fn from_str(text: &str) -> Result<Self, InvalidChoice> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "tso" => Ok(Self::Tso),
+            "off" => Ok(Self::Off),
+            _ => Err(InvalidChoice("auto, tso or off")),
+        }
+    }
+}
+
+impl FromStr for SourceCheck {
+    type Err = InvalidChoice;
+
+    fn from_str(text: &str) -> Result<Self, InvalidChoice> {
+        match text {
+            "off" => Ok(Self::Off),
+            "peer" => Ok(Self::Peer),
+            "strict" => Ok(Self::Strict),
+            _ => Err(InvalidChoice("off, peer or strict")),
+        }
+    }
+}
+
+impl Options {
+    pub(super) fn from_values(values: &Values) -> Result<Self, UsageError> {
+        let margin = values.int("subnet-lease-renew-margin");
+        let margin = u64::try_from(margin).ok().filter(|minutes| (1..=1439).contains(minutes));
+        let margin = margin
+            .ok_or_else(|| values.error("subnet-lease-renew-margin", "minutes from 1 to 1439"))?;
+        let offload = choice(values, "offload")?;
+        let wanted = |name| values.flag(name).unwrap_or(offload != OffloadMode::Off);
+        let path = |name| match values.text(name) {
+            "" => Err(values.error(name, "a file name")),
+            path => Ok(PathBuf::from(path)),
+        };
+        Ok(Self {
+            store: store(values)?,
+            renew_margin: Duration::from_secs(margin * 60),
+            iface: values.list("iface"),
+            iface_regex: values.list("iface-regex"),
+            iface_can_reach: ipv4(values, "iface-can-reach")?,
+            public_ip: ipv4(values, "public-ip")?,
+            subnet_file: path("subnet-file")?,
+            ip_masq: values.flag("ip-masq").unwrap_or_default(),
+            offload,
+            udp_gso: wanted("udp-gso"),
+            udp_gro: wanted("udp-gro"),
+            source_check: choice(values, "source-check")?,
+            tun_name: tun_name(values)?,
+            verbosity: values.level("v"),
+        })
+    }
+}
+
+fn choice<T: FromStr<Err = InvalidChoice>>(
+    values: &Values,
+    name: &'static str,
+) -> Result<T, UsageError> {
+    values.text(name).parse().map_err(|InvalidChoice(choices)| values.error(name, choices))
+}
+
+/// An address that may be absent.
+fn ipv4(values: &Values, name: &'static str) -> Result<Option<Ipv4Addr>, UsageError> {
+    match values.text(name) {
+        "" => Ok(None),
+        text => text.parse().map(Some).map_err(|_| values.error(name, "an IPv4 address")),
+    }
+}
+
+fn tun_name(values: &Values) -> Result<String, UsageError> {
+    let name = values.text("tun-name");
+    // As the kernel's `dev_valid_name` and `__dev_alloc_name` have it.
+    let valid = !matches!(name, "" | "." | "..")
+        && name.len() <= MAX_DEVICE_NAME_BYTES
+        && !name.contains(|c: char| c == '/' || c == ':' || c.is_whitespace() || c.is_control())
+        && !name.replacen("%d", "", 1).contains('%');
+    let expected = "a device name of at most 15 bytes, with at most one %d";
+    if valid { Ok(name.to_owned()) } else { Err(values.error("tun-name", expected)) }
+}
+
+fn store(values: &Values) -> Result<StoreOptions, UsageError> {
+    const ETCD_FLAGS: [&str; 7] = [
+        "etcd-endpoints",
+        "etcd-prefix",
+        "etcd-keyfile",
+        "etcd-certfile",
+        "etcd-cafile",
+        "etcd-username",
+        "etcd-password",
+    ];
+    let directory = values.text("store-dir");
+    if directory.is_empty() {
+        return etcd(values).map(StoreOptions::Etcd);
+    }
+    match ETCD_FLAGS.into_iter().find(|name| values.is_given(name)) {
+        None => Ok(StoreOptions::Directory(PathBuf::from(directory))),
+        Some(name) => {
+            Err(UsageError::Conflict { flag: values.label("store-dir"), other: values.label(name) })
+        }
+    }
+}
+
+fn etcd(values: &Values) -> Result<EtcdOptions, UsageError> {
+    let endpoints = values.text("etcd-endpoints").split(',').map(str::trim);
+    let endpoints: Vec<_> = endpoints.filter(|url| !url.is_empty()).map(str::to_owned).collect();
+    if endpoints.is_empty() {
+        return Err(values.error("etcd-endpoints", "at least one URL"));
+    }
+    let prefix = clean_prefix(values.text("etcd-prefix"))
+        .ok_or_else(|| values.error("etcd-prefix", "a path such as /coreos.com/network"))?;
+    let cafile = Some(values.text("etcd-cafile")).filter(|path| !path.is_empty());
+    Ok(EtcdOptions {
+        endpoints,
+        prefix,
+        cafile: cafile.map(PathBuf::from),
+        client_cert: both(values, "etcd-certfile", "etcd-keyfile")?
+            .map(|(cert, key)| ClientCert { certfile: cert.into(), keyfile: key.into() }),
+        credentials: both(values, "etcd-username", "etcd-password")?.map(|(username, password)| {
+            Credentials { username: username.to_owned(), password: Secret::new(password) }
+        }),
+    })
+}
+
+/// Two texts of which neither makes sense alone. Upstream ignores a lonely one.
+fn both<'a>(
+    values: &'a Values,
+    first: &'static str,
+    second: &'static str,
+) -> Result<Option<(&'a str, &'a str)>, UsageError> {
+    let alone = |flag, other| {
+        Err(UsageError::Alone { flag: values.label(flag), other: format!("--{other}") })
+    };
+    match (values.text(first), values.text(second)) {
+        ("", "") => Ok(None),
+        (_, "") => alone(first, second),
+        ("", _) => alone(second, first),
+        (a, b) => Ok(Some((a, b))),
+    }
+}
+
+/// Go's `path.Clean`, but without a slash at the end even of the root: a missing slash at the
+/// start stays missing (facts 3.1). `None` if nothing is left of a relative path.
+fn clean_prefix(path: &str) -> Option<String> {
+    let rooted = path.starts_with('/');
+    let mut parts: Vec<&str> = Vec::new();
+    for part in path.split('/') {
+        match part {
+            "" | "." => {}
+            ".." if parts.last().is_some_and(|last| *last != "..") => {
+                parts.pop();
+            }
+            ".." if rooted => {}
+            part => parts.push(part),
+        }
+    }
+    let path = parts.join("/");
+    match (rooted, path.is_empty()) {
+        (false, true) => None,
+        (true, true) => Some(path),
+        (true, false) => Some(format!("/{path}")),
+        (false, false) => Some(path),
+    }
+}

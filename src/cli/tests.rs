@@ -1,0 +1,308 @@
+use std::collections::HashMap;
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::time::Duration;
+
+use super::*;
+use crate::dataplane::worker::SourceCheck;
+
+fn parse_with(words: &[&str], env: &[(&str, &str)]) -> Result<Command, UsageError> {
+    let env: HashMap<_, _> = env.iter().copied().collect();
+    parse(words.iter().map(OsString::from), |name| env.get(name).map(OsString::from))
+}
+
+fn options_with(words: &[&str], env: &[(&str, &str)]) -> Options {
+    match parse_with(words, env) {
+        Ok(Command::Run(options)) => *options,
+        other => panic!("{words:?} {env:?} gave {other:?}"),
+    }
+}
+
+fn options(words: &[&str]) -> Options {
+    options_with(words, &[])
+}
+
+fn error(words: &[&str]) -> String {
+    parse_with(words, &[]).unwrap_err().to_string()
+}
+
+fn etcd(options: Options) -> EtcdOptions {
+    match options.store {
+        StoreOptions::Etcd(etcd) => etcd,
+        StoreOptions::Directory(path) => panic!("directory {path:?}"),
+    }
+}
+
+#[test]
+fn defaults_are_upstreams() {
+    let options = options(&[]);
+    assert_eq!(options.renew_margin, Duration::from_secs(3600));
+    assert_eq!(options.subnet_file, Path::new("/run/flannel/subnet.env"));
+    assert!(options.iface.is_empty() && options.iface_regex.is_empty());
+    assert_eq!((options.iface_can_reach, options.public_ip), (None, None));
+    assert_eq!((options.ip_masq, options.verbosity), (false, 0));
+    assert_eq!(options.offload, OffloadMode::Auto);
+    assert!(options.udp_gso && options.udp_gro);
+    assert_eq!(options.source_check, SourceCheck::Peer);
+    assert_eq!(options.tun_name, "flannel%d");
+    let etcd = etcd(options);
+    assert_eq!(etcd.endpoints, ["http://127.0.0.1:4001", "http://127.0.0.1:2379"]);
+    assert_eq!(etcd.prefix, "/coreos.com/network");
+    assert!(etcd.cafile.is_none() && etcd.client_cert.is_none() && etcd.credentials.is_none());
+}
+
+#[test]
+fn a_usual_start_script_is_understood() {
+    let options = options(&[
+        "--public-ip=10.4.7.21",
+        "--etcd-endpoints=https://10.4.7.12:2379,https://10.4.7.21:2379",
+        "--etcd-keyfile=./cert/client-key.pem",
+        "--etcd-certfile=./cert/client.pem",
+        "--etcd-cafile=./cert/ca.pem",
+        "--iface=eth0",
+        "-iface",
+        "eth1",
+        "-iface-regex=^10\\.4,x",
+        "-iface-can-reach=10.4.7.254",
+        "--subnet-file=./subnet.env",
+        "-subnet-lease-renew-margin=0x10",
+        "-v=2",
+    ]);
+    assert_eq!(options.public_ip, Some(Ipv4Addr::new(10, 4, 7, 21)));
+    assert_eq!(options.iface, ["eth0", "eth1"]);
+    assert_eq!(options.iface_regex, ["^10\\.4,x"]);
+    assert_eq!(options.iface_can_reach, Some(Ipv4Addr::new(10, 4, 7, 254)));
+    assert_eq!(options.subnet_file, Path::new("./subnet.env"));
+    assert_eq!(options.renew_margin, Duration::from_secs(16 * 60));
+    assert_eq!(options.verbosity, 2);
+    let etcd = etcd(options);
+    assert_eq!(etcd.endpoints.len(), 2);
+    assert_eq!(etcd.cafile.as_deref(), Some(Path::new("./cert/ca.pem")));
+    let cert = etcd.client_cert.unwrap();
+    assert_eq!(cert.certfile, Path::new("./cert/client.pem"));
+    assert_eq!(cert.keyfile, Path::new("./cert/client-key.pem"));
+}
+
+#[test]
+fn the_last_of_repeated_flags_wins() {
+    let options =
+        options(&["-v=1", "-tun-name=a", "-v", "3", "--tun-name=b", "-udp-gso", "-udp-gso=0"]);
+    assert_eq!((options.verbosity, options.tun_name.as_str()), (3, "b"));
+    assert!(!options.udp_gso);
+}
+
+#[test]
+fn variables_stand_in_for_flags_that_are_not_given() {
+    let env = [
+        ("FLANNELD_PUBLIC_IP", "10.0.0.1"),
+        ("FLANNELD_IFACE", "eth0,eth1"),
+        ("FLANNELD_V", "4"),
+        ("FLANNELD_SUBNET_FILE", ""),
+        ("FLANNELD_VERSION", "nonsense"),
+        ("FLANNELD_UDP_GRO", "F"),
+    ];
+    let options = options_with(&["-v=1"], &env);
+    assert_eq!(options.public_ip, Some(Ipv4Addr::new(10, 0, 0, 1)));
+    assert_eq!(options.iface, ["eth0,eth1"], "one entry");
+    assert_eq!(options.verbosity, 1, "the command line wins");
+    assert_eq!(options.subnet_file, Path::new("/run/flannel/subnet.env"), "empty is unset");
+    assert!(options.udp_gso && !options.udp_gro);
+
+    // A flag with its default value is given all the same.
+    assert_eq!(options_with(&["-v=0"], &env).verbosity, 0);
+}
+
+#[test]
+fn bad_variables_are_named() {
+    for (variable, value, expected) in [
+        ("FLANNELD_V", "x", r#"FLANNELD_V="x": expected a whole number"#),
+        ("FLANNELD_UDP_GSO", "yes", r#"FLANNELD_UDP_GSO="yes": expected true or false"#),
+        ("FLANNELD_OFFLOAD", "max", r#"FLANNELD_OFFLOAD="max": expected auto, tso or off"#),
+        (
+            "FLANNELD_IP_MASQ",
+            "1",
+            r#"FLANNELD_IP_MASQ="true": masquerading is not supported yet; remove it or set it to false"#,
+        ),
+    ] {
+        let error = parse_with(&[], &[(variable, value)]).unwrap_err().to_string();
+        assert_eq!(error, expected);
+    }
+}
+
+#[test]
+fn unknown_flags_suggest_a_known_one() {
+    assert_eq!(
+        error(&["-etcd-endpoint=http://x"]),
+        r#"unknown flag "--etcd-endpoint", did you mean --etcd-endpoints?; see --help"#
+    );
+    assert_eq!(error(&["--qqq"]), r#"unknown flag "--qqq"; see --help"#);
+    assert_eq!(error(&["-x"]), r#"unknown flag "--x"; see --help"#);
+}
+
+#[test]
+fn values_are_checked() {
+    for (word, expected) in [
+        ("-subnet-lease-renew-margin=0", r#""0": expected minutes from 1 to 1439"#),
+        ("-subnet-lease-renew-margin=1440", r#""1440": expected minutes from 1 to 1439"#),
+        ("-subnet-lease-renew-margin=-5", r#""-5": expected minutes from 1 to 1439"#),
+        ("-public-ip=10.0.0", r#""10.0.0": expected an IPv4 address"#),
+        ("-public-ip=fd00::1", r#""fd00::1": expected an IPv4 address"#),
+        ("-iface-can-reach=gw", r#""gw": expected an IPv4 address"#),
+        ("-subnet-file=", r#""": expected a file name"#),
+        ("-offload=", r#""": expected auto, tso or off"#),
+        ("-source-check=loose", r#""loose": expected off, peer or strict"#),
+        ("-etcd-endpoints=,", r#"",": expected at least one URL"#),
+        ("-etcd-prefix=./", r#""./": expected a path such as /coreos.com/network"#),
+    ] {
+        let flag = word[1..].split('=').next().unwrap();
+        assert_eq!(error(&[word]), format!("--{flag}={expected}"));
+    }
+    for name in ["", ".", "a/b", "a b", "a:b", "%s", "%d%d", "1234567890123456"] {
+        assert!(error(&["-tun-name", name]).contains("expected a device name"), "{name}");
+    }
+    assert_eq!(options(&["-tun-name=f%d0"]).tun_name, "f%d0");
+    assert_eq!(options(&["-subnet-lease-renew-margin=1439"]).renew_margin.as_secs(), 1439 * 60);
+}
+
+#[test]
+fn offload_off_takes_gso_and_gro_along_unless_they_are_asked_for() {
+    let off = options(&["--offload=off"]);
+    assert_eq!((off.offload, off.udp_gso, off.udp_gro), (OffloadMode::Off, false, false));
+    let gso = options(&["--offload=off", "--udp-gso"]);
+    assert_eq!((gso.udp_gso, gso.udp_gro), (true, false));
+    let tso = options(&["--offload=tso", "--udp-gro=false", "--source-check=strict"]);
+    assert_eq!((tso.offload, tso.udp_gso, tso.udp_gro), (OffloadMode::Tso, true, false));
+    assert_eq!(tso.source_check, SourceCheck::Strict);
+    assert_eq!(options(&["-source-check=off"]).source_check, SourceCheck::Off);
+}
+
+#[test]
+fn the_directory_store_excludes_etcd() {
+    let store = options(&["--store-dir=/srv/net"]).store;
+    assert!(matches!(store, StoreOptions::Directory(path) if path == Path::new("/srv/net")));
+    assert_eq!(
+        error(&[
+            "--store-dir=/srv/net",
+            "--etcd-endpoints=http://127.0.0.1:4001,http://127.0.0.1:2379"
+        ]),
+        "--store-dir and --etcd-endpoints exclude each other"
+    );
+    let env = [("FLANNELD_ETCD_PREFIX", "/x")];
+    assert_eq!(
+        parse_with(&["--store-dir=/srv/net"], &env).unwrap_err().to_string(),
+        "--store-dir and FLANNELD_ETCD_PREFIX exclude each other"
+    );
+}
+
+#[test]
+fn halves_of_pairs_are_refused() {
+    for (word, expected) in [
+        ("-etcd-keyfile=k", "--etcd-keyfile needs --etcd-certfile as well"),
+        ("-etcd-certfile=c", "--etcd-certfile needs --etcd-keyfile as well"),
+        ("-etcd-username=u", "--etcd-username needs --etcd-password as well"),
+        ("-etcd-password=p", "--etcd-password needs --etcd-username as well"),
+    ] {
+        assert_eq!(error(&[word]), expected);
+    }
+}
+
+#[test]
+fn secrets_stay_secret() {
+    let options = options(&["-etcd-username=root", "-etcd-password=hunter2"]);
+    let debug = format!("{options:?}");
+    assert!(debug.contains("password: ***") && !debug.contains("hunter2"), "{debug}");
+    let credentials = etcd(options).credentials.unwrap();
+    assert_eq!((credentials.username.as_str(), credentials.password.expose()), ("root", "hunter2"));
+}
+
+#[test]
+fn prefixes_are_cleaned_like_paths() {
+    for (given, expected) in [
+        ("/coreos.com//network/", "/coreos.com/network"),
+        ("network", "network"),
+        ("/a/./b/../c", "/a/c"),
+        ("/../a", "/a"),
+        ("../a", "../a"),
+        ("/", ""),
+    ] {
+        assert_eq!(etcd(options(&["-etcd-prefix", given])).prefix, expected, "{given}");
+    }
+}
+
+#[test]
+fn what_is_not_there_yet_is_said() {
+    assert_eq!(
+        error(&["-kube-subnet-mgr"]),
+        r#"--kube-subnet-mgr="true": Kubernetes is not supported yet; remove it or set it to false"#
+    );
+    assert_eq!(
+        error(&["-public-ipv6=fd00::1"]),
+        r#"--public-ipv6="fd00::1": IPv6 is not supported yet; remove it"#
+    );
+    for word in [
+        "-kube-api-url=http://x",
+        "-kube-annotation-prefix=x.y",
+        "-kubeconfig-file=x",
+        "-net-config-path=x",
+        "-set-node-network-unavailable=false",
+        "-ip-masq",
+        "-ip-masq-fully-random-disable",
+        "-iptables-resync=6",
+        "-iptables-forward-rules",
+        "-iptables-forward-rules=true",
+        "-ip-blackhole-route",
+        "-healthz-ip=127.0.0.1",
+        "-healthz-port=2401",
+        "-vmodule=a=1",
+        "-log_backtrace_at=a:1",
+    ] {
+        assert!(error(&[word]).contains("not supported yet"), "{word}");
+    }
+}
+
+#[test]
+fn values_that_ask_for_nothing_are_accepted() {
+    options(&[
+        "-kube-subnet-mgr=false",
+        "-kube-api-url=",
+        "-net-config-path=/etc/kube-flannel/net-conf.json",
+        "-set-node-network-unavailable=T",
+        "-ip-masq=0",
+        "-iptables-resync=0x5",
+        "-iptables-forward-rules=false",
+        "-healthz-ip=0.0.0.0",
+        "-healthz-port=0",
+        "-vmodule=",
+    ]);
+}
+
+#[test]
+fn help_shows_every_flag_in_two_groups() {
+    let Ok(Command::Help(help)) = parse_with(&["-v=1", "-h", "-nonsense"], &[]) else {
+        panic!("no help");
+    };
+    let (upstream, ours) = help.split_once("Flags of this implementation:").unwrap();
+    assert!(upstream.contains("Flags of flannel:"), "{help}");
+    for name in flags::all().map(|flag| flag.name) {
+        assert!(help.contains(&format!("  --{name}")), "{name}");
+    }
+    assert!(ours.contains("--store-dir") && !upstream.contains("--store-dir"));
+    assert!(upstream.contains("--ip-masq[=<BOOL>]"), "{help}");
+    assert!(upstream.contains("(not supported yet)") && !ours.contains("(not supported yet)"));
+}
+
+#[test]
+fn the_version_is_asked_before_the_environment() {
+    let broken = [("FLANNELD_V", "x")];
+    assert!(matches!(parse_with(&["--version"], &broken), Ok(Command::Version)));
+    assert!(matches!(parse_with(&["-version=false"], &[]), Ok(Command::Run(_))));
+    assert!(parse_with(&["--version", "-nonsense"], &[]).is_err());
+}
+
+#[test]
+fn the_tables_agree() {
+    for row in flags::NOT_YET {
+        assert!(flags::find(row.name).is_some(), "{}", row.name);
+    }
+    flags::command().debug_assert();
+}
