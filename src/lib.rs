@@ -34,4 +34,5 @@ pub mod config;
 pub mod dataplane;
 mod go_json;
 pub mod host;
+pub mod logging;
 pub mod subnet;
