@@ -29,6 +29,7 @@
 //! Only `dataplane::sys` contains `unsafe`: the system calls that the hot loop batches and the
 //! vector instructions of the checksum. Every other module forbids it.
 
+pub mod backend;
 pub mod cli;
 pub mod config;
 pub mod dataplane;

@@ -1,0 +1,90 @@
+//! What is done with the peers' leases: one backend per way to carry packets.
+//!
+//! The daemon knows a backend by this trait alone. Making one claims what
+//! can fail (socket, device) before a lease is taken; [`Backend::start`] carries packets from
+//! then on; [`Backend::publish`] and [`Backend::move_to`] follow the store; [`Backend::disturbed`]
+//! and [`Backend::repair`] put back what somebody took away; [`Backend::stop`] ends.
+#![forbid(unsafe_code)]
+
+pub mod udp;
+
+use async_trait::async_trait;
+use ipnet::Ipv4Net;
+use thiserror::Error;
+
+use crate::dataplane::sys::socket::SocketError;
+use crate::dataplane::sys::tun::TunError;
+use crate::host::error::HostError;
+use crate::subnet::lease::{Lease, LeaseAttrs};
+
+/// Why a backend cannot work.
+#[derive(Debug, Error)]
+pub enum BackendError {
+    /// The network config asks for a backend that this build has not.
+    #[error(
+        "unknown backend type {kind:?} in the network config: this daemon serves \"udp\"; \
+         set Backend.Type to it on all hosts, or run upstream's daemon for the others"
+    )]
+    Unknown {
+        /// What the config says.
+        kind: String,
+    },
+    /// The network config's options for the backend are wrong.
+    #[error(transparent)]
+    Config(#[from] crate::config::ConfigError),
+    /// The external interface cannot carry tunnelled packets.
+    #[error("interface {name} has an MTU of {mtu}, too small for a tunnel: at least 96 are needed")]
+    MtuTooSmall {
+        /// The interface.
+        name: String,
+        /// Its MTU, in bytes.
+        mtu: u32,
+    },
+    /// The UDP socket.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// The TUN device.
+    #[error(transparent)]
+    Tun(#[from] TunError),
+    /// Addresses, routes, links.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// Threads and descriptors.
+    #[error("cannot start the data path: {0}")]
+    Start(#[from] std::io::Error),
+}
+
+/// One way to carry packets between hosts.
+#[async_trait]
+pub trait Backend: Send {
+    /// What this host publishes in its lease.
+    fn attrs(&self) -> LeaseAttrs;
+
+    /// The largest packet of a pod, in bytes: what subnet.env says.
+    fn mtu(&self) -> u16;
+
+    /// Starts to carry packets for the lease `own` of the network `overlay`.
+    ///
+    /// # Errors
+    /// When device or threads cannot be set up.
+    async fn start(&mut self, overlay: Ipv4Net, own: &Lease) -> Result<(), BackendError>;
+
+    /// These are the peers now; replaces what was published before.
+    fn publish(&mut self, peers: &mut dyn Iterator<Item = &Lease>);
+
+    /// Our own subnet is another one now. Peers are published again after this.
+    ///
+    /// # Errors
+    /// When the device cannot be changed; [`Backend::repair`] tries it again.
+    async fn move_to(&mut self, own: &Lease) -> Result<(), BackendError>;
+
+    /// Waits until something that the backend has set up was changed by somebody else, or an
+    /// earlier [`Backend::repair`] wants another try. May be dropped at any time.
+    async fn disturbed(&mut self);
+
+    /// Puts back what somebody took away. A failure is logged and tried again later.
+    async fn repair(&mut self);
+
+    /// Ends. What the kernel frees with our descriptors needs nothing else.
+    fn stop(self: Box<Self>);
+}

@@ -1,0 +1,299 @@
+//! flannel's `udp` backend: every packet in one UDP datagram, through a TUN device.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use dashmap::DashMap;
+use ipnet::Ipv4Net;
+use tokio::sync::{Notify, mpsc};
+use tracing::{info, warn};
+
+use super::{Backend, BackendError};
+use crate::config::NetworkConfig;
+use crate::dataplane::routes::{Route, Routes, SharedRoutes};
+use crate::dataplane::stats::{PeerStats, Stats};
+use crate::dataplane::sys::socket::{UdpSocket, UdpWish};
+use crate::dataplane::sys::tun::{Tun, TunOffload};
+use crate::dataplane::worker::{Dataplane, Settings, SourceCheck};
+use crate::host::interface::ExternalInterface;
+use crate::host::monitor::LinkChange;
+use crate::host::netlink::Host;
+use crate::host::tun_setup::{TunSetup, accept_local};
+use crate::subnet::lease::{Lease, LeaseAttrs};
+
+/// Bytes that the tunnel adds to a packet: an IPv4 and a UDP header (flannel
+/// `pkg/backend/udp/udp_network_amd64.go`, encapOverhead).
+const ENCAPSULATION_BYTES: u32 = 28;
+
+/// The smallest MTU of a link that IPv4 demands (RFC 791, 3.2), carried by the tunnel.
+const MIN_TUNNEL_MTU: u32 = 68;
+
+/// Packets that flannel0 queues while our thread waits for its turn: the default of 500 is a few
+/// superpackets at a high product of delay and bandwidth.
+const TX_QUEUE_PACKETS: u32 = 10_000;
+
+/// Pause between attempts to put the device back.
+const REPAIR_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What the operator chose for this backend.
+#[derive(Clone, Debug)]
+pub struct UdpOptions {
+    /// The device's name; `%d` is replaced by the first free number.
+    pub tun_name: String,
+    /// The most that the TUN device shall do for us.
+    pub tun_offload: TunOffload,
+    /// What the socket shall do for us.
+    pub udp: UdpWish,
+    /// What is checked on arrival.
+    pub source_check: SourceCheck,
+}
+
+/// The backend.
+pub struct UdpBackend {
+    options: UdpOptions,
+    host: Host,
+    public_ip: Ipv4Addr,
+    /// Upstream agrees on one port for all hosts; it is not exchanged.
+    port: u16,
+    mtu: u16,
+    socket: Arc<UdpSocket>,
+    stats: Arc<Stats>,
+    /// By the peers' public addresses; outlives every table, for whoever shows it.
+    peer_stats: Arc<DashMap<Ipv4Addr, Arc<PeerStats>>>,
+    prepared: Option<Tun>,
+    running: Option<Running>,
+}
+
+/// What exists once the lease is held.
+struct Running {
+    overlay: Ipv4Net,
+    own: Ipv4Net,
+    name: String,
+    routes: SharedRoutes,
+    dataplane: Option<Dataplane>,
+    device_gone: Arc<Notify>,
+    changes: mpsc::Receiver<LinkChange>,
+    trouble: Option<Trouble>,
+}
+
+/// What [`Backend::repair`] has to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Trouble {
+    /// The device may look different from what it should.
+    Changed,
+    /// The device is not there any more, or was renamed.
+    Gone,
+    /// The last repair failed.
+    Unrepaired,
+}
+
+impl UdpBackend {
+    /// Claims the socket and the device, so that whatever is wrong with them is known before a
+    /// lease is taken.
+    ///
+    /// # Errors
+    /// See [`BackendError`].
+    pub fn prepare(
+        config: &NetworkConfig,
+        options: UdpOptions,
+        external: &ExternalInterface,
+        host: Host,
+    ) -> Result<UdpBackend, BackendError> {
+        let port = config.backend.udp_port()?;
+        // An IPv4 packet has at most 65,535 bytes, whatever the link takes (loopback: 65,536).
+        let link_mtu = external.mtu.min(u32::from(u16::MAX));
+        let mtu = link_mtu
+            .checked_sub(ENCAPSULATION_BYTES)
+            .filter(|&mtu| mtu >= MIN_TUNNEL_MTU)
+            .and_then(|mtu| u16::try_from(mtu).ok())
+            .ok_or_else(|| BackendError::MtuTooSmall {
+                name: external.name.clone(),
+                mtu: external.mtu,
+            })?;
+        let socket = UdpSocket::bind(SocketAddrV4::new(external.address, port), options.udp)?;
+        let tun = Tun::create(&options.tun_name, options.tun_offload)?;
+        Ok(UdpBackend {
+            public_ip: external.public_ip,
+            port,
+            mtu,
+            socket: Arc::new(socket),
+            stats: Arc::default(),
+            peer_stats: Arc::default(),
+            prepared: Some(tun),
+            running: None,
+            options,
+            host,
+        })
+    }
+
+    fn settings(&self) -> Settings {
+        Settings {
+            mtu: self.mtu,
+            source_check: self.options.source_check,
+            // With every help switched off, the plain loop is what is left.
+            one_by_one: self.options.tun_offload == TunOffload::None
+                && !self.options.udp.gso
+                && !self.options.udp.gro,
+        }
+    }
+
+    /// Sets the device up and starts the threads on it.
+    async fn launch(&self, tun: Tun, running: &mut Running) -> Result<(), BackendError> {
+        running.name = tun.name().to_owned();
+        self.configure(running).await?;
+        running.changes = self.host.watch_link(&running.name, running.overlay).await?;
+        // A notification of the old device must not be taken for one of the new.
+        running.device_gone = Arc::default();
+        let gone = Arc::clone(&running.device_gone);
+        running.dataplane = Some(Dataplane::start(
+            self.settings(),
+            tun,
+            Arc::clone(&self.socket),
+            &running.routes,
+            &self.stats,
+            move || gone.notify_one(),
+        )?);
+        Ok(())
+    }
+
+    /// Makes the device look as it must; changes nothing that is right.
+    async fn configure(&self, running: &Running) -> Result<bool, BackendError> {
+        let wanted = TunSetup {
+            name: running.name.clone(),
+            mtu: u32::from(self.mtu),
+            address: running.own.network(),
+            network: running.overlay,
+            tx_queue_len: TX_QUEUE_PACKETS,
+        };
+        let changed = self.host.configure_tun(&wanted).await?;
+        if let Err(error) = accept_local(&running.name) {
+            warn!("ICMP errors of the overlay will not reach local programs: {error}");
+        }
+        Ok(changed)
+    }
+
+    /// Brings the device back to what it must be; says whether it had to change anything.
+    async fn mend(&self, running: &mut Running, trouble: Trouble) -> Result<bool, BackendError> {
+        if trouble != Trouble::Gone && running.dataplane.is_some() {
+            return self.configure(running).await;
+        }
+        // The old descriptor must go before its name is free again.
+        drop(running.dataplane.take());
+        let tun = Tun::create(&running.name, self.options.tun_offload)?;
+        self.launch(tun, running).await.map(|()| true)
+    }
+}
+
+#[async_trait]
+impl Backend for UdpBackend {
+    fn attrs(&self) -> LeaseAttrs {
+        LeaseAttrs::udp(self.public_ip)
+    }
+
+    fn mtu(&self) -> u16 {
+        self.mtu
+    }
+
+    async fn start(&mut self, overlay: Ipv4Net, own: &Lease) -> Result<(), BackendError> {
+        let tun = match self.prepared.take() {
+            Some(tun) => tun,
+            None => Tun::create(&self.options.tun_name, self.options.tun_offload)?,
+        };
+        let own = own.subnet.v4.trunc();
+        let (_, changes) = mpsc::channel(1);
+        let mut running = Running {
+            overlay,
+            own,
+            name: String::new(),
+            routes: SharedRoutes::new(Routes::build(overlay, own, Vec::new())),
+            dataplane: None,
+            device_gone: Arc::default(),
+            changes,
+            trouble: None,
+        };
+        self.launch(tun, &mut running).await?;
+        info!(
+            "{} carries {overlay} by UDP port {} with an MTU of {} bytes: {}; receive buffer {} KiB",
+            running.name,
+            self.port,
+            self.mtu,
+            self.stats.rungs,
+            self.socket.receive_buffer_bytes() / 1024,
+        );
+        self.running = Some(running);
+        Ok(())
+    }
+
+    fn publish(&mut self, peers: &mut dyn Iterator<Item = &Lease>) {
+        let Some(running) = &self.running else { return };
+        let routes: Vec<Route> = peers
+            .filter(|lease| lease.attrs.names_one_host())
+            .map(|lease| {
+                let ip = lease.attrs.public_ip;
+                Route {
+                    subnet: lease.subnet.v4,
+                    endpoint: SocketAddrV4::new(ip, self.port),
+                    stats: Arc::clone(&self.peer_stats.entry(ip).or_default()),
+                }
+            })
+            .collect();
+        let routes = Routes::build(running.overlay, running.own, routes);
+        self.peer_stats.retain(|&ip, _| routes.is_peer(ip));
+        running.routes.publish(routes);
+    }
+
+    async fn move_to(&mut self, own: &Lease) -> Result<(), BackendError> {
+        let Some(mut running) = self.running.take() else { return Ok(()) };
+        running.own = own.subnet.v4.trunc();
+        let result = self.configure(&running).await;
+        if result.is_err() {
+            running.trouble = Some(Trouble::Unrepaired);
+        }
+        self.running = Some(running);
+        result.map(|_| ())
+    }
+
+    async fn disturbed(&mut self) {
+        let Some(running) = &mut self.running else { return std::future::pending().await };
+        if running.trouble == Some(Trouble::Unrepaired) {
+            tokio::time::sleep(REPAIR_INTERVAL).await;
+            return;
+        }
+        running.trouble = Some(tokio::select! {
+            () = running.device_gone.notified() => Trouble::Gone,
+            change = running.changes.recv() => match change {
+                Some(LinkChange::Changed) => Trouble::Changed,
+                Some(LinkChange::Vanished) | None => Trouble::Gone,
+            },
+        });
+    }
+
+    async fn repair(&mut self) {
+        let Some(mut running) = self.running.take() else { return };
+        if let Some(trouble) = running.trouble.take() {
+            match self.mend(&mut running, trouble).await {
+                Ok(true) => {
+                    warn!("{} was changed from outside: put back as it must be", running.name);
+                }
+                Ok(false) => {}
+                Err(error) => {
+                    if trouble != Trouble::Unrepaired {
+                        warn!("{} is not as it must be: {error}; trying again", running.name);
+                    }
+                    running.trouble = Some(Trouble::Unrepaired);
+                }
+            }
+        }
+        self.running = Some(running);
+    }
+
+    fn stop(self: Box<Self>) {
+        if let Some(dataplane) = self.running.and_then(|running| running.dataplane) {
+            dataplane.stop();
+        }
+        info!("egress: {}", self.stats.egress);
+        info!("ingress: {}", self.stats.ingress);
+    }
+}
