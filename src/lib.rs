@@ -32,6 +32,7 @@
 pub mod backend;
 pub mod cli;
 pub mod config;
+pub mod daemon;
 pub mod dataplane;
 mod go_json;
 pub mod host;

@@ -1,0 +1,294 @@
+//! The order of starting, supervising and stopping.
+//!
+//! What can be wrong on this host (interface, port, device, rights) is found before a lease is
+//! taken; `subnet.env` is written, and readiness told, only when packets are carried.
+#![forbid(unsafe_code)]
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tracing::{error, info, warn};
+
+use crate::backend::udp::{UdpBackend, UdpOptions};
+use crate::backend::{Backend, BackendError};
+use crate::cli::{OffloadMode, Options, StoreOptions};
+use crate::config::NetworkConfig;
+use crate::dataplane::sys::socket::UdpWish;
+use crate::dataplane::sys::tun::TunOffload;
+use crate::host::interface::{self, InterfaceWish};
+use crate::host::netlink::Host;
+use crate::subnet::directory::DirectoryStore;
+use crate::subnet::env_file::{self, EnvFile};
+use crate::subnet::etcd::{EtcdConfig, EtcdStore, TlsFiles};
+use crate::subnet::keeper::{self, Timing, Update, acquire};
+use crate::subnet::lease::{Lease, Subnet};
+use crate::subnet::peers::{Change, Peers};
+use crate::subnet::store::{LEASE_TTL, StoreError, SubnetStore};
+
+/// Updates of the store that may wait while the backend is busy.
+const UPDATE_QUEUE: usize = 256;
+
+/// Routes are published at most this often: building a table of 10,000 subnets takes about a
+/// millisecond, and a store that changes a thousand times a second must not cost a core.
+const PUBLISH_INTERVAL: Duration = Duration::from_millis(20);
+
+/// More changes than this at once are told in one line.
+const PEERS_TOLD_ONE_BY_ONE: usize = 32;
+
+/// Pause between attempts to write `subnet.env`.
+const ENV_FILE_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Runs the daemon until a signal ends it.
+///
+/// # Errors
+/// Whatever keeps it from starting; each names the thing, the value and the fix.
+pub async fn run(options: Options) -> anyhow::Result<()> {
+    let mut signals = Signals::new()?;
+    let started = tokio::select! {
+        started = Daemon::start(&options) => started?,
+        name = signals.end() => {
+            info!("{name}: stopping before the start was complete");
+            return Ok(());
+        }
+    };
+    started.serve(&mut signals).await;
+    Ok(())
+}
+
+struct Daemon<'o> {
+    options: &'o Options,
+    config: NetworkConfig,
+    backend: Box<dyn Backend>,
+    peers: Peers,
+    own: Lease,
+    updates: mpsc::Receiver<Update>,
+    /// When `subnet.env` is tried again, if it could not be written.
+    env_file_due: Option<Instant>,
+}
+
+impl<'o> Daemon<'o> {
+    async fn start(options: &'o Options) -> anyhow::Result<Daemon<'o>> {
+        let store = open_store(&options.store).await?;
+        info!("the store is {}", store.describe());
+        let config = acquire::wait_for_config(&*store).await?;
+        let host = Host::open()?;
+        let mut backend = prepare(options, &config, host).await?;
+
+        let (config, own) = acquire::acquire_with_retry(
+            &*store,
+            &backend.attrs(),
+            previous_subnet(&options.subnet_file),
+            LEASE_TTL,
+        )
+        .await?;
+        info!("this host leases {} of {}", own.subnet.v4, config.network);
+        backend.start(config.network, &own).await?;
+
+        let (updates_in, updates) = mpsc::channel(UPDATE_QUEUE);
+        let timing = Timing { ttl: LEASE_TTL, margin: options.renew_margin };
+        tokio::spawn(keeper::run(store, own.clone(), timing, updates_in));
+        let peers = Peers::new(own.clone());
+        let mut daemon =
+            Daemon { options, config, backend, peers, own, updates, env_file_due: None };
+        daemon.write_env_file();
+        Ok(daemon)
+    }
+
+    /// Writes `subnet.env`, which container runtimes wait for: with it, this host is ready. A
+    /// failure stops no packet; it is tried again.
+    fn write_env_file(&mut self) {
+        let path = &self.options.subnet_file;
+        let mtu = u32::from(self.backend.mtu());
+        let file = EnvFile::new(&self.config, &self.own.subnet, mtu, self.options.ip_masq);
+        match file.write_atomic(path) {
+            Ok(()) => {
+                info!("wrote {}", path.display());
+                info!("flanneld is ready");
+                self.env_file_due = None;
+            }
+            Err(error) => {
+                if self.env_file_due.is_none() {
+                    warn!("not ready: {error}; trying again");
+                }
+                self.env_file_due = Some(Instant::now() + ENV_FILE_INTERVAL);
+            }
+        }
+    }
+
+    /// Follows the store, keeps the device as it must be, and ends with a signal.
+    async fn serve(mut self, signals: &mut Signals) {
+        let mut publish_at: Option<Instant> = None;
+        let mut published = Instant::now() - PUBLISH_INTERVAL;
+        loop {
+            tokio::select! {
+                name = signals.end() => {
+                    info!("{name}: stopping");
+                    break;
+                }
+                () = self.backend.disturbed() => self.backend.repair().await,
+                update = self.updates.recv() => {
+                    let Some(update) = update else {
+                        error!("the lease is not kept any more: this is a bug; stopping");
+                        break;
+                    };
+                    if self.take(update).await {
+                        publish_at.get_or_insert(published + PUBLISH_INTERVAL);
+                    }
+                }
+                () = sleep_until(self.env_file_due) => self.write_env_file(),
+                () = sleep_until(publish_at) => {
+                    publish_at = None;
+                    published = Instant::now();
+                    self.backend.publish(&mut self.peers.leases());
+                }
+            }
+        }
+        self.backend.stop();
+    }
+
+    /// Takes over what the keeper reports; says whether the routes changed.
+    async fn take(&mut self, update: Update) -> bool {
+        match update {
+            Update::Store(event) => {
+                let changes = self.peers.apply(event);
+                tell(&changes);
+                !changes.is_empty()
+            }
+            Update::Moved(lease) => {
+                self.own = lease;
+                self.peers.set_own(self.own.clone());
+                if let Err(error) = self.backend.move_to(&self.own).await {
+                    warn!("cannot move to {}: {error}; trying again", self.own.subnet.v4);
+                }
+                self.write_env_file();
+                true
+            }
+        }
+    }
+}
+
+/// Says which peers came and went; of many at once only how many.
+fn tell(changes: &[Change]) {
+    if changes.len() > PEERS_TOLD_ONE_BY_ONE {
+        let up = changes.iter().filter(|change| matches!(change, Change::Up(_))).count();
+        info!("{up} peers are up, {} are gone", changes.len() - up);
+        return;
+    }
+    for change in changes {
+        match change {
+            Change::Up(lease) if !lease.attrs.names_one_host() => warn!(
+                "peer {} names {} as its host: no route is set; correct its PublicIP",
+                lease.subnet.v4, lease.attrs.public_ip
+            ),
+            Change::Up(lease) => {
+                info!("peer {} at {} is up", lease.subnet.v4, lease.attrs.public_ip);
+            }
+            Change::Down(subnet) => info!("peer {} is gone", subnet.v4),
+        }
+    }
+}
+
+async fn open_store(options: &StoreOptions) -> Result<Arc<dyn SubnetStore>, StoreError> {
+    Ok(match options {
+        StoreOptions::Directory(dir) => Arc::new(DirectoryStore::open(dir)?),
+        StoreOptions::Etcd(etcd) => {
+            let cert = etcd.client_cert.as_ref();
+            let path = |path: Option<&PathBuf>| path.cloned().unwrap_or_default();
+            let credentials = etcd.credentials.as_ref();
+            let config = EtcdConfig {
+                endpoints: etcd.endpoints.clone(),
+                prefix: etcd.prefix.clone(),
+                tls: TlsFiles {
+                    ca: path(etcd.cafile.as_ref()),
+                    cert: path(cert.map(|cert| &cert.certfile)),
+                    key: path(cert.map(|cert| &cert.keyfile)),
+                },
+                username: credentials.map(|user| user.username.clone()).unwrap_or_default(),
+                password: credentials
+                    .map(|user| user.password.expose().to_owned())
+                    .unwrap_or_default(),
+            };
+            Arc::new(EtcdStore::connect(config).await?)
+        }
+    })
+}
+
+/// Chooses the external interface and claims socket and device.
+async fn prepare(
+    options: &Options,
+    config: &NetworkConfig,
+    host: Host,
+) -> anyhow::Result<Box<dyn Backend>> {
+    if config.backend.kind != "udp" {
+        return Err(BackendError::Unknown { kind: config.backend.kind.clone() }.into());
+    }
+    let wish = InterfaceWish {
+        iface: options.iface.clone(),
+        iface_regex: options.iface_regex.clone(),
+        can_reach: options.iface_can_reach,
+        public_ip: options.public_ip,
+    };
+    let external = interface::select(&host, &wish).await?;
+    info!(
+        "peers reach this host at {} by interface {} ({}, MTU {})",
+        external.public_ip, external.name, external.address, external.mtu
+    );
+    let udp = UdpOptions {
+        tun_name: options.tun_name.clone(),
+        tun_offload: match options.offload {
+            OffloadMode::Auto => TunOffload::TsoUso,
+            OffloadMode::Tso => TunOffload::Tso,
+            OffloadMode::Off => TunOffload::None,
+        },
+        udp: UdpWish { gso: options.udp_gso, gro: options.udp_gro },
+        source_check: options.source_check,
+    };
+    Ok(Box::new(UdpBackend::prepare(config, udp, &external, host)?))
+}
+
+/// The subnet that this host had before, if `subnet.env` tells; a file that cannot be read costs
+/// the memory of it, not the start.
+fn previous_subnet(path: &Path) -> Option<Subnet> {
+    match env_file::read_previous(path) {
+        Ok(previous) => previous.wanted(),
+        Err(error) => {
+            warn!("the previous subnet is unknown: {error}");
+            None
+        }
+    }
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The signals that end the daemon.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> anyhow::Result<Signals> {
+        let listen = |kind| signal(kind).context("cannot listen for signals");
+        Ok(Signals {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn end(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
