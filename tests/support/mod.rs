@@ -17,6 +17,7 @@ pub mod daemon;
 pub mod etcd;
 pub mod lab;
 pub mod netns;
+pub mod relay;
 pub mod traffic;
 
 use std::io::Write;
