@@ -1,0 +1,68 @@
+# shellcheck shell=bash
+# What the scripts share. Sourced, never run.
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
+
+if [[ -t 1 ]]; then
+    BOLD=$'\e[1m' GREEN=$'\e[32m' RED=$'\e[31m' PLAIN=$'\e[0m'
+else
+    BOLD='' GREEN='' RED='' PLAIN=''
+fi
+
+step() { printf '\n%s%s%s\n' "$BOLD" "$*" "$PLAIN"; }
+
+good() { printf '%s%s%s\n' "$GREEN" "$*" "$PLAIN"; }
+
+die() {
+    printf '%s%s: %s%s\n' "$RED" "${0##*/}" "$*" "$PLAIN" >&2
+    exit 1
+}
+
+need_root() {
+    [[ $EUID -eq 0 ]] || die "needs root for network namespaces: run  sudo $0 $*"
+}
+
+# install_missing COMMAND:PACKAGE…: installs the packages whose command is not there.
+install_missing() {
+    local pair packages=()
+    for pair in "$@"; do
+        command -v "${pair%%:*}" >/dev/null || packages+=("${pair#*:}")
+    done
+    [[ ${#packages[@]} -gt 0 ]] || return 0
+    command -v apt-get >/dev/null ||
+        die "not on a Debian-like system: install these by hand: ${packages[*]}"
+    step "Installing ${packages[*]}"
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get update -qq </dev/null || die "apt-get update failed: is the network up?"
+    apt-get install -y -qq --no-install-recommends "${packages[@]}" </dev/null >/dev/null ||
+        die "apt-get could not install: ${packages[*]}"
+    # The package would start an etcd server of its own, on the ports that everybody uses.
+    if [[ " ${packages[*]} " == *' etcd-server '* && -d /run/systemd/system ]]; then
+        systemctl disable --now --quiet etcd || true
+    fi
+}
+
+# What `cargo build` and `cargo clippy` need beside a Rust toolchain.
+install_build_tools() {
+    install_missing protoc:protobuf-compiler cc:gcc
+}
+
+# sudo drops the PATH that cargo is in: takes the toolchain of whoever called sudo.
+find_cargo() {
+    command -v cargo >/dev/null && return
+    local home
+    home=$(getent passwd "${SUDO_USER:-root}" | cut -d: -f6)
+    [[ -x $home/.cargo/bin/cargo ]] ||
+        die "found no cargo: install a Rust toolchain (https://rustup.rs), then run this again"
+    export CARGO_HOME=$home/.cargo RUSTUP_HOME=$home/.rustup PATH=$home/.cargo/bin:$PATH
+}
+
+# Leaves no files of root's behind where the caller of sudo builds.
+give_back() {
+    [[ -n ${SUDO_UID:-} && $SUDO_UID != 0 ]] || return 0
+    local place
+    for place in "$ROOT/target" "$ROOT/fuzz" "${CARGO_HOME:-}/registry"; do
+        [[ ! -d $place ]] || chown -R "$SUDO_UID:${SUDO_GID:-$SUDO_UID}" "$place"
+    done
+}
