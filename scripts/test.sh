@@ -1,0 +1,61 @@
+#!/usr/bin/env bash
+# Runs all tests: sudo scripts/test.sh [ARGUMENTS FOR cargo test]
+#
+# Installs what the tests drive (etcd, iproute2 and so on) where it is missing. All traffic stays
+# inside network namespaces that the tests make and remove.
+set -euo pipefail
+# shellcheck source=scripts/lib.sh
+source "$(dirname "$0")/lib.sh"
+
+need_root "$@"
+install_build_tools
+install_missing ip:iproute2 tc:iproute2 ethtool:ethtool ping:iputils-ping iperf3:iperf3 \
+    tcpdump:tcpdump etcd:etcd-server etcdctl:etcd-client sysctl:procps
+find_cargo
+cd "$ROOT"
+
+log=$(mktemp)
+finish() {
+    rm -f "$log"
+    give_back
+}
+trap finish EXIT
+
+run() { "$@" 2>&1 </dev/null | tee -a "$log"; }
+
+if command -v shellcheck >/dev/null; then
+    step "shellcheck"
+    shellcheck -x scripts/*.sh .ci/run
+else
+    printf 'SKIPPED shellcheck: it is not installed\n' | tee -a "$log"
+fi
+
+if [[ $# -eq 0 ]]; then
+    step "Every bench, once"
+    run cargo test --locked --benches
+fi
+
+step "Tests"
+run cargo test --locked "$@"
+
+if [[ $# -eq 0 ]]; then
+    install_missing c++:g++
+    # Into target/, so that nothing is left elsewhere.
+    PATH=$PATH:$ROOT/target/tools/bin
+    if ! command -v cargo-fuzz >/dev/null; then
+        step "Building cargo-fuzz"
+        cargo install cargo-fuzz --version '^0.13' --locked --quiet --root "$ROOT/target/tools" </dev/null
+    fi
+    step "Each fuzz target, ten seconds"
+    for target in $(cargo fuzz list); do
+        mkdir -p "fuzz/corpus/$target"
+        # The flags of the sanitizers are unstable, the toolchain is stable.
+        RUSTC_BOOTSTRAP=1 run cargo fuzz run "$target" "fuzz/corpus/$target" "fuzz/seeds/$target" \
+            -- -max_total_time=10 -verbosity=0 -print_final_stats=1
+    done
+fi
+
+# One line for people and for CI, over all test programs.
+printf '\n'
+awk '/^test result:/ { passed += $4; failed += $6 } /SKIPPED / { skipped++ }
+    END { printf "%d passed, %d failed, %d skipped\n", passed, failed, skipped }' "$log"
