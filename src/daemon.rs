@@ -141,6 +141,13 @@ impl<'o> Daemon<'o> {
                     }
                 }
                 () = sleep_until(self.env_file_due) => self.write_env_file(),
+                () = sleep_until(self.peers.next_expiry().map(Instant::from_std)) => {
+                    let changes = self.peers.expire(Instant::now().into_std());
+                    tell(&changes);
+                    if !changes.is_empty() {
+                        publish_at.get_or_insert(published + PUBLISH_INTERVAL);
+                    }
+                }
                 () = sleep_until(publish_at) => {
                     publish_at = None;
                     published = Instant::now();
@@ -155,7 +162,7 @@ impl<'o> Daemon<'o> {
     async fn take(&mut self, update: Update) -> bool {
         match update {
             Update::Store(event) => {
-                let changes = self.peers.apply(event);
+                let changes = self.peers.apply(event, Instant::now().into_std());
                 tell(&changes);
                 !changes.is_empty()
             }

@@ -6,10 +6,17 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use super::lease::{Lease, Subnet};
 use super::once::{Once, Seen};
 use super::store::{WatchEvent, same_holder};
+
+/// A peer that is missing from a snapshot keeps its route for this long. A store that was emptied,
+/// or restored from an old backup, is filled again by the daemons themselves: within their watches'
+/// longest back-off of five seconds and a time-out or two. A host that is really gone loses
+/// nothing by it.
+pub const GRACE: Duration = Duration::from_secs(30);
 
 /// What changed for the routes.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,13 +32,15 @@ pub enum Change {
 pub struct Peers {
     own: Lease,
     table: BTreeMap<Subnet, Lease>,
+    /// Peers that the last snapshot did not have, and when they are given up.
+    missing: BTreeMap<Subnet, Instant>,
     told: Once<Subnet>,
 }
 
 impl Peers {
     /// No peers yet; `own` is this host's lease.
     pub fn new(own: Lease) -> Self {
-        Self { own, table: BTreeMap::new(), told: Once::new() }
+        Self { own, table: BTreeMap::new(), missing: BTreeMap::new(), told: Once::new() }
     }
 
     /// The peers' leases, in the order of their subnets.
@@ -39,21 +48,37 @@ impl Peers {
         self.table.values().filter(|lease| is_peer(&self.own, lease))
     }
 
-    /// Takes over what the store reports. A renewal that changes nothing gives no change.
-    pub fn apply(&mut self, event: WatchEvent) -> Vec<Change> {
-        let mut changes = Vec::new();
+    /// Takes over what the store reports. A renewal that changes nothing gives no change; what a
+    /// snapshot lacks is given up by [`Peers::expire`] only, what the store reports as removed at
+    /// once.
+    pub fn apply(&mut self, event: WatchEvent, now: Instant) -> Vec<Change> {
         match event {
-            WatchEvent::Put(lease) => changes.extend(self.put(lease)),
-            WatchEvent::Removed(subnet) => changes.extend(self.remove(&subnet)),
+            WatchEvent::Put(lease) => self.put(lease),
+            WatchEvent::Removed(subnet) => self.remove(&subnet).into_iter().collect(),
             WatchEvent::Snapshot(leases) => {
                 let next: BTreeMap<_, _> = leases.into_iter().map(|l| (l.subnet, l)).collect();
-                let gone: Vec<_> =
-                    self.table.keys().filter(|known| !next.contains_key(known)).copied().collect();
-                changes.extend(gone.iter().filter_map(|subnet| self.remove(subnet)));
-                changes.extend(next.into_values().filter_map(|lease| self.put(lease)));
+                for known in self.table.keys().filter(|known| !next.contains_key(known)) {
+                    self.missing.entry(*known).or_insert(now + GRACE);
+                }
+                next.into_values().flat_map(|lease| self.put(lease)).collect()
             }
         }
-        changes
+    }
+
+    /// When [`Peers::expire`] has something to do next.
+    pub fn next_expiry(&self) -> Option<Instant> {
+        self.missing.values().min().copied()
+    }
+
+    /// Gives up the peers that have been missing for too long.
+    pub fn expire(&mut self, now: Instant) -> Vec<Change> {
+        let due: Vec<Subnet> = self
+            .missing
+            .iter()
+            .filter(|&(_, &deadline)| deadline <= now)
+            .map(|(&subnet, _)| subnet)
+            .collect();
+        due.iter().filter_map(|subnet| self.remove(subnet)).collect()
     }
 
     /// Our own lease moved, or publishes something else: what that changes for the routes.
@@ -70,20 +95,28 @@ impl Peers {
         changes
     }
 
-    fn put(&mut self, lease: Lease) -> Option<Change> {
+    fn put(&mut self, lease: Lease) -> Vec<Change> {
         let seen = is_peer(&self.own, &lease);
         self.tell_conflict(&lease, seen);
+        self.missing.remove(&lease.subnet);
+        // Addresses that somebody leases now are not kept for whoever is missing.
+        let stale: Vec<Subnet> =
+            self.missing.keys().filter(|old| old.overlaps(&lease.subnet)).copied().collect();
+        let mut changes: Vec<Change> =
+            stale.iter().filter_map(|subnet| self.remove(subnet)).collect();
         let before = self.table.insert(lease.subnet, lease.clone());
         let before = before.filter(|before| is_peer(&self.own, before));
-        match before {
+        changes.extend(match before {
             Some(before) if seen => (before.attrs != lease.attrs).then_some(Change::Up(lease)),
             Some(before) => Some(Change::Down(before.subnet)),
             None => seen.then_some(Change::Up(lease)),
-        }
+        });
+        changes
     }
 
     fn remove(&mut self, subnet: &Subnet) -> Option<Change> {
         self.told.forget(subnet);
+        self.missing.remove(subnet);
         let before = self.table.remove(subnet)?;
         is_peer(&self.own, &before).then_some(Change::Down(before.subnet))
     }
@@ -138,6 +171,12 @@ mod tests {
         }
     }
 
+    impl Peers {
+        fn apply_now(&mut self, event: WatchEvent) -> Vec<Change> {
+            self.apply(event, Instant::now())
+        }
+    }
+
     fn own() -> Lease {
         lease("10.5.1.0-24", "10.4.7.21")
     }
@@ -158,48 +197,74 @@ mod tests {
     fn a_snapshot_is_a_diff_and_our_own_subnet_is_never_in_it() {
         let mut peers = Peers::new(own());
         let all = WatchEvent::Snapshot(vec![own(), two(), three()]);
-        assert_eq!(peers.apply(all.clone()), [Change::Up(two()), Change::Up(three())]);
-        assert_eq!(peers.apply(all), []);
+        assert_eq!(peers.apply_now(all.clone()), [Change::Up(two()), Change::Up(three())]);
+        assert_eq!(peers.apply_now(all), []);
         let moved = lease("10.5.2.0-24", "10.4.7.99");
-        assert_eq!(
-            peers.apply(WatchEvent::Snapshot(vec![moved.clone()])),
-            [Change::Down(three().subnet), Change::Up(moved)]
-        );
-        assert_eq!(peers.apply(WatchEvent::Snapshot(vec![])), [Change::Down(two().subnet)]);
-        assert_eq!(peers.leases().count(), 0);
+        assert_eq!(peers.apply_now(WatchEvent::Snapshot(vec![moved.clone()])), [Change::Up(moved)]);
+        assert_eq!(subnets(&peers), ["10.5.2.0-24", "10.5.3.0-24"]);
+    }
+
+    #[test]
+    fn who_is_missing_from_a_snapshot_is_given_up_after_a_while() {
+        let (mut peers, start) = (Peers::new(own()), Instant::now());
+        let all = WatchEvent::Snapshot(vec![own(), two(), three()]);
+        peers.apply(all, start);
+        assert_eq!(peers.next_expiry(), None);
+        // An emptied store: nobody is given up yet, and who comes back was never away.
+        assert_eq!(peers.apply(WatchEvent::Snapshot(vec![]), start), []);
+        assert_eq!(peers.apply(WatchEvent::Put(two()), start + GRACE / 2), []);
+        // A second empty snapshot does not prolong it.
+        let again = WatchEvent::Snapshot(vec![two()]);
+        assert_eq!(peers.apply(again, start + GRACE / 2), []);
+        assert_eq!(peers.next_expiry(), Some(start + GRACE));
+        assert_eq!(peers.expire(start + GRACE - Duration::from_nanos(1)), []);
+        assert_eq!(peers.expire(start + GRACE), [Change::Down(three().subnet)]);
+        assert_eq!(peers.next_expiry(), None);
+        assert_eq!(subnets(&peers), ["10.5.2.0-24"]);
+    }
+
+    #[test]
+    fn addresses_that_are_leased_anew_are_not_kept_for_the_missing() {
+        let (mut peers, start) = (Peers::new(own()), Instant::now());
+        peers.apply(WatchEvent::Put(two()), start);
+        peers.apply(WatchEvent::Snapshot(vec![]), start);
+        let wider = lease("10.5.2.0-23", "10.4.7.30");
+        let changes = peers.apply(WatchEvent::Put(wider.clone()), start);
+        assert_eq!(changes, [Change::Down(two().subnet), Change::Up(wider)]);
+        assert_eq!(peers.next_expiry(), None);
     }
 
     #[test]
     fn events_change_one_peer_and_renewals_change_nothing() {
         let mut peers = Peers::new(own());
-        assert_eq!(peers.apply(WatchEvent::Put(own())), []);
-        assert_eq!(peers.apply(WatchEvent::Put(two())), [Change::Up(two())]);
+        assert_eq!(peers.apply_now(WatchEvent::Put(own())), []);
+        assert_eq!(peers.apply_now(WatchEvent::Put(two())), [Change::Up(two())]);
         let renewed = Lease { expiry: Expiry::Permanent, ..two() };
-        assert_eq!(peers.apply(WatchEvent::Put(renewed)), []);
+        assert_eq!(peers.apply_now(WatchEvent::Put(renewed)), []);
         let moved = lease("10.5.2.0-24", "10.4.7.99");
-        assert_eq!(peers.apply(WatchEvent::Put(moved.clone())), [Change::Up(moved)]);
-        assert_eq!(peers.apply(WatchEvent::Removed(three().subnet)), []);
-        assert_eq!(peers.apply(WatchEvent::Removed(own().subnet)), []);
+        assert_eq!(peers.apply_now(WatchEvent::Put(moved.clone())), [Change::Up(moved)]);
+        assert_eq!(peers.apply_now(WatchEvent::Removed(three().subnet)), []);
+        assert_eq!(peers.apply_now(WatchEvent::Removed(own().subnet)), []);
         let down = [Change::Down(two().subnet)];
-        assert_eq!(peers.apply(WatchEvent::Removed(two().subnet)), down);
+        assert_eq!(peers.apply_now(WatchEvent::Removed(two().subnet)), down);
     }
 
     #[test]
     fn a_subnet_that_another_host_took_from_us_becomes_a_peer_when_we_move() {
         let mut peers = Peers::new(own());
-        peers.apply(WatchEvent::Snapshot(vec![own(), two(), three()]));
+        peers.apply_now(WatchEvent::Snapshot(vec![own(), two(), three()]));
         let thief = lease("10.5.1.0-24", "10.4.7.66");
-        assert_eq!(peers.apply(WatchEvent::Put(thief.clone())), []);
+        assert_eq!(peers.apply_now(WatchEvent::Put(thief.clone())), []);
         let moved = lease("10.5.9.0-24", "10.4.7.21");
         assert_eq!(peers.set_own(moved.clone()), [Change::Up(thief)]);
-        assert_eq!(peers.apply(WatchEvent::Put(moved)), []);
+        assert_eq!(peers.apply_now(WatchEvent::Put(moved)), []);
         assert_eq!(subnets(&peers), ["10.5.1.0-24", "10.5.2.0-24", "10.5.3.0-24"]);
     }
 
     #[test]
     fn moving_onto_a_subnet_ends_the_peer_that_had_it() {
         let mut peers = Peers::new(own());
-        peers.apply(WatchEvent::Snapshot(vec![own(), two()]));
+        peers.apply_now(WatchEvent::Snapshot(vec![own(), two()]));
         let changes = peers.set_own(lease("10.5.2.0-24", "10.4.7.21"));
         assert_eq!(changes, [Change::Down(two().subnet)]);
         assert_eq!(peers.leases().count(), 0, "our own old lease leads back to us");
@@ -208,19 +273,19 @@ mod tests {
     #[test]
     fn a_lease_with_our_own_address_leads_nowhere() {
         let mut peers = Peers::new(own());
-        assert_eq!(peers.apply(WatchEvent::Put(lease("10.5.7.0-24", "10.4.7.21"))), []);
+        assert_eq!(peers.apply_now(WatchEvent::Put(lease("10.5.7.0-24", "10.4.7.21"))), []);
         let known = lease("10.5.8.0-24", "10.4.7.28");
-        peers.apply(WatchEvent::Put(known.clone()));
+        peers.apply_now(WatchEvent::Put(known.clone()));
         let ours = lease("10.5.8.0-24", "10.4.7.21");
-        assert_eq!(peers.apply(WatchEvent::Put(ours)), [Change::Down(known.subnet)]);
+        assert_eq!(peers.apply_now(WatchEvent::Put(ours)), [Change::Down(known.subnet)]);
     }
 
     #[test]
     fn a_lease_within_ours_is_a_peer_but_one_with_our_very_addresses_is_not() {
         let mut peers = Peers::new(own());
         let inside = lease("10.5.1.128-25", "10.4.7.24");
-        assert_eq!(peers.apply(WatchEvent::Put(inside.clone())), [Change::Up(inside)]);
+        assert_eq!(peers.apply_now(WatchEvent::Put(inside.clone())), [Change::Up(inside)]);
         let dual = lease("10.5.1.0-24&fd00::-64", "10.4.7.25");
-        assert_eq!(peers.apply(WatchEvent::Put(dual)), []);
+        assert_eq!(peers.apply_now(WatchEvent::Put(dual)), []);
     }
 }
