@@ -9,8 +9,8 @@ use flanneld::dataplane::offload::virtio::{GsoKind, VirtioNetHdr};
 
 use super::packets::{assert_complete, cut_all};
 
-const MAX_PACKETS: usize = 600;
-const MAX_SLAB_BYTES: usize = 1 << 20;
+const MAX_PACKETS: usize = 300;
+const MAX_SLAB_BYTES: usize = 1 << 18;
 
 /// Merges a batch: every packet comes out once and unchanged, each flow in its order, no fragment
 /// passes a packet that it may belong to, and what was merged is complete.
@@ -65,13 +65,17 @@ pub fn coalesce(data: &[u8]) -> bool {
 fn key(packet: &[u8]) -> Vec<u8> {
     let header_len = packet.first().map_or(0, |byte| usize::from(byte & 15) * 4);
     match packet.get(header_len..header_len + 4) {
-        Some(ports) if packet[0] >> 4 == 4 && header_len >= 20 => [&kin(packet), ports].concat(),
+        Some(ports) if packet[0] >> 4 == 4 && header_len >= 20 => {
+            [&kin(packet)[..], ports].concat()
+        }
         _ => packet.to_vec(),
     }
 }
 
-fn kin(packet: &[u8]) -> Vec<u8> {
-    [&packet[9..10], &packet[12..20]].concat()
+fn kin(packet: &[u8]) -> [u8; 9] {
+    let mut kin = [packet[9]; 9];
+    kin[1..].copy_from_slice(&packet[12..20]);
+    kin
 }
 
 fn assert_same_flows(before: &[Vec<u8>], after: &[Vec<u8>]) {

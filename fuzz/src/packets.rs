@@ -4,8 +4,9 @@ use std::net::Ipv4Addr;
 
 use etherparse::{Ipv4HeaderSlice, SlicedPacket, TransportSlice};
 use flanneld::dataplane::offload::arena::HeaderArena;
-use flanneld::dataplane::offload::limits::{SUPERPACKET_HEADERS_BYTES, VNET_HDR_BYTES};
-use flanneld::dataplane::offload::segment::{Superpacket, finish_checksum, segment};
+use flanneld::dataplane::offload::limits::VNET_HDR_BYTES;
+use flanneld::dataplane::offload::segment::{Superpacket, finish_checksum};
+use flanneld::dataplane::offload::span::Span;
 use flanneld::dataplane::offload::virtio::{UDP_CSUM_OFFSET, VirtioNetHdr};
 use flanneld::dataplane::packet::icmp::{ERROR_MAX_BYTES, IcmpError};
 use flanneld::dataplane::packet::ipv4::{self, Ipv4View};
@@ -114,11 +115,13 @@ pub fn cut(data: &[u8]) -> bool {
 
 /// The packets that a superpacket stands for. Panics if it cannot be cut.
 pub(crate) fn cut_all(packet: &[u8], hdr: &VirtioNetHdr, mtu: u16) -> Vec<Vec<u8>> {
-    let mut arena = HeaderArena::new(SUPERPACKET_HEADERS_BYTES);
+    let superpacket = Superpacket::parse(packet, hdr, mtu).expect("it can be cut");
+    let mut arena = HeaderArena::new(superpacket.headers_bytes());
     let mut datagrams = Vec::new();
-    segment(packet, 0, hdr, mtu, &mut arena, &mut |datagram| datagrams.push(datagram))
-        .expect("it was parsed before, and the arena takes any");
-    let piece = |span: flanneld::dataplane::offload::span::Span, slab| span.of(slab).to_vec();
+    superpacket
+        .cut(0, &mut arena, &mut |datagram| datagrams.push(datagram))
+        .expect("the arena was made for it");
+    let piece = |span: Span, slab| span.of(slab).to_vec();
     datagrams
         .iter()
         .map(|d| [piece(d.head, arena.bytes()), piece(d.body, packet)].concat())
