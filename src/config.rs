@@ -417,5 +417,4 @@ fn broken(field: &'static str, value: impl ToString, rule: Rule) -> ConfigError 
 }
 
 #[cfg(test)]
-#[path = "config_tests.rs"]
 mod tests;

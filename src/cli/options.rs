@@ -238,12 +238,15 @@ fn etcd(values: &Values) -> Result<EtcdOptions, UsageError> {
     if endpoints.is_empty() {
         return Err(values.error("etcd-endpoints", "at least one URL"));
     }
-    let prefix = clean_prefix(values.text("etcd-prefix"))
-        .ok_or_else(|| values.error("etcd-prefix", "a path such as /coreos.com/network"))?;
+    let prefix = values.text("etcd-prefix");
+    // The store cleans it as upstream does; here it only has to name something.
+    if prefix.split('/').all(|part| matches!(part, "" | ".")) && !prefix.starts_with('/') {
+        return Err(values.error("etcd-prefix", "a path such as /coreos.com/network"));
+    }
     let cafile = Some(values.text("etcd-cafile")).filter(|path| !path.is_empty());
     Ok(EtcdOptions {
         endpoints,
-        prefix,
+        prefix: prefix.to_owned(),
         cafile: cafile.map(PathBuf::from),
         client_cert: both(values, "etcd-certfile", "etcd-keyfile")?
             .map(|(cert, key)| ClientCert { certfile: cert.into(), keyfile: key.into() }),
@@ -267,29 +270,5 @@ fn both<'a>(
         (_, "") => alone(first, second),
         ("", _) => alone(second, first),
         (a, b) => Ok(Some((a, b))),
-    }
-}
-
-/// Go's `path.Clean`, but without a slash at the end even of the root: a missing slash at the
-/// start stays missing (facts 3.1). `None` if nothing is left of a relative path.
-fn clean_prefix(path: &str) -> Option<String> {
-    let rooted = path.starts_with('/');
-    let mut parts: Vec<&str> = Vec::new();
-    for part in path.split('/') {
-        match part {
-            "" | "." => {}
-            ".." if parts.last().is_some_and(|last| *last != "..") => {
-                parts.pop();
-            }
-            ".." if rooted => {}
-            part => parts.push(part),
-        }
-    }
-    let path = parts.join("/");
-    match (rooted, path.is_empty()) {
-        (false, true) => None,
-        (true, true) => Some(path),
-        (true, false) => Some(format!("/{path}")),
-        (false, false) => Some(path),
     }
 }

@@ -158,5 +158,4 @@ fn free_subnets((min, max): (u128, u128), size: u128, mut taken: Vec<(u128, u128
 }
 
 #[cfg(test)]
-#[path = "allocate_tests.rs"]
 mod tests;

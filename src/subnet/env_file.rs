@@ -239,5 +239,4 @@ fn assignment(line: &str) -> Option<(&str, &str)> {
 }
 
 #[cfg(test)]
-#[path = "env_file_tests.rs"]
 mod tests;

@@ -327,5 +327,4 @@ impl Expiry {
 }
 
 #[cfg(test)]
-#[path = "lease_tests.rs"]
 mod tests;

@@ -330,5 +330,4 @@ impl Keeper {
 }
 
 #[cfg(test)]
-#[path = "state_tests.rs"]
 mod tests;
