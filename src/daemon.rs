@@ -254,6 +254,7 @@ async fn prepare(
         },
         udp: UdpWish { gso: options.udp_gso, gro: options.udp_gro },
         source_check: options.source_check,
+        busy_poll: options.busy_poll,
     };
     Ok(Box::new(UdpBackend::prepare(config, udp, &external, host)?))
 }

@@ -11,6 +11,7 @@ use std::alloc::System;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::process::{Child, Stdio};
 use std::sync::Arc;
+use std::time::Duration;
 
 use flanneld::dataplane::routes::{Route, Routes, SharedRoutes};
 use flanneld::dataplane::stats::Stats;
@@ -48,7 +49,12 @@ fn carry(host: &LabHost, own: u8, peer: u8) -> (Dataplane, Arc<Stats>) {
         stats: Arc::default(),
     };
     let routes = Routes::build("172.7.0.0/16".parse().unwrap(), subnet(own), vec![route]);
-    let settings = Settings { mtu: 1472, source_check: SourceCheck::Peer, one_by_one: false };
+    let settings = Settings {
+        mtu: 1472,
+        source_check: SourceCheck::Peer,
+        busy_poll: Duration::from_micros(50),
+        one_by_one: false,
+    };
     let stats: Arc<Stats> = Arc::default();
     let routes = SharedRoutes::new(routes);
     let dataplane =

@@ -48,6 +48,8 @@ pub struct UdpOptions {
     pub udp: UdpWish,
     /// What is checked on arrival.
     pub source_check: SourceCheck,
+    /// How long a thread looks for more packets before it sleeps.
+    pub busy_poll: Duration,
 }
 
 /// The backend.
@@ -129,13 +131,15 @@ impl UdpBackend {
     }
 
     fn settings(&self) -> Settings {
+        // With every help switched off, the plain loop is what is left.
+        let one_by_one = self.options.tun_offload == TunOffload::None
+            && !self.options.udp.gso
+            && !self.options.udp.gro;
         Settings {
             mtu: self.mtu,
             source_check: self.options.source_check,
-            // With every help switched off, the plain loop is what is left.
-            one_by_one: self.options.tun_offload == TunOffload::None
-                && !self.options.udp.gso
-                && !self.options.udp.gro,
+            busy_poll: if one_by_one { Duration::ZERO } else { self.options.busy_poll },
+            one_by_one,
         }
     }
 

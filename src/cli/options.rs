@@ -14,6 +14,9 @@ use crate::dataplane::worker::SourceCheck;
 /// A device's name has at most 15 bytes (Linux `IFNAMSIZ`, with the final zero).
 const MAX_DEVICE_NAME_BYTES: usize = 15;
 
+/// A longer look costs CPU time on a quiet network and gains nothing: no wake-up takes as long.
+const MAX_BUSY_POLL_US: u64 = 1000;
+
 /// All that the operator decides, checked.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -43,6 +46,8 @@ pub struct Options {
     pub source_check: SourceCheck,
     /// The TUN device's name; `%d` stands for the first free number.
     pub tun_name: String,
+    /// How long a data-path thread looks for more packets before it sleeps.
+    pub busy_poll: Duration,
     /// `-v`: 0 for the normal log, more for more.
     pub verbosity: i32,
 }
@@ -165,6 +170,10 @@ impl Options {
             "" => Err(values.error(name, "a file name")),
             path => Ok(PathBuf::from(path)),
         };
+        let busy_poll_us = values.int("busy-poll-us");
+        let busy_poll_us = u64::try_from(busy_poll_us).ok().filter(|us| *us <= MAX_BUSY_POLL_US);
+        let busy_poll_us = busy_poll_us
+            .ok_or_else(|| values.error("busy-poll-us", "microseconds from 0 to 1000"))?;
         Ok(Self {
             store: store(values)?,
             renew_margin: Duration::from_secs(margin * 60),
@@ -178,6 +187,7 @@ impl Options {
             udp_gso: wanted("udp-gso"),
             udp_gro: wanted("udp-gro"),
             source_check: choice(values, "source-check")?,
+            busy_poll: Duration::from_micros(busy_poll_us),
             tun_name: tun_name(values)?,
             verbosity: values.level("v"),
         })

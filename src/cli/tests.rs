@@ -45,6 +45,7 @@ fn defaults_are_upstreams() {
     assert!(options.udp_gso && options.udp_gro);
     assert_eq!(options.source_check, SourceCheck::Peer);
     assert_eq!(options.tun_name, "flannel%d");
+    assert_eq!(options.busy_poll, Duration::from_micros(50));
     let etcd = etcd(options);
     assert_eq!(etcd.endpoints, ["http://127.0.0.1:4001", "http://127.0.0.1:2379"]);
     assert_eq!(etcd.prefix, "/coreos.com/network");
@@ -152,6 +153,8 @@ fn values_are_checked() {
         ("-offload=", r#""": expected auto, tso or off"#),
         ("-source-check=loose", r#""loose": expected off, peer or strict"#),
         ("-etcd-endpoints=,", r#"",": expected at least one URL"#),
+        ("-busy-poll-us=1001", "microseconds from 0 to 1000"),
+        ("-busy-poll-us=-1", "microseconds from 0 to 1000"),
         ("-etcd-prefix=./", r#""./": expected a path such as /coreos.com/network"#),
     ] {
         let flag = word[1..].split('=').next().unwrap();

@@ -5,8 +5,11 @@
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;
+use std::thread::yield_now;
+use std::time::Instant;
 
 use super::answers::Answers;
+use super::busy_poll::BusyPoll;
 use super::errno::{self, TunReadVerdict};
 use super::offload::arena::HeaderArena;
 use super::offload::limits::{
@@ -43,6 +46,7 @@ const PACKET_ALIGNMENT: usize = 64;
 /// The egress thread's state.
 pub(super) struct Egress {
     routes: RoutesReader,
+    busy_poll: BusyPoll,
     batch: Batch,
 }
 
@@ -95,7 +99,7 @@ impl Egress {
             stats,
             stop,
         };
-        Egress { routes, batch }
+        Egress { routes, busy_poll: BusyPoll::new(settings.busy_poll), batch }
     }
 
     /// Carries packets until it is told to stop or the device is gone.
@@ -111,6 +115,8 @@ impl Egress {
                 Filled::Gone => return Exit::DeviceGone,
                 Filled::Full if self.batch.stop.is_set() => return Exit::Stopped,
                 Filled::Full => {}
+                Filled::Drained if !self.batch.plan.is_empty() => self.busy_poll.worked(),
+                Filled::Drained if self.busy_poll.looks_again(Instant::now()) => yield_now(),
                 Filled::Drained => {
                     // An error of poll itself means that the kernel is out of memory: the next
                     // read either finds a packet or brings us back here.

@@ -6,11 +6,14 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::thread::yield_now;
+use std::time::Instant;
 
 use tracing::info;
 
 use super::admission::Admission;
 use super::answers::Answers;
+use super::busy_poll::BusyPoll;
 use super::errno::{self, ReceiveVerdict, TunWriteVerdict};
 use super::offload::coalesce::{Coalescer, Head, Item, MergeCaps, Pushed};
 use super::offload::limits::{BATCH_MAX_PACKETS, VNET_HDR_BYTES};
@@ -41,6 +44,7 @@ pub(super) struct Ingress {
     socket: Arc<UdpSocket>,
     stop: Arc<StopSignal>,
     receiver: Receiver,
+    busy_poll: BusyPoll,
     batch: Batch,
 }
 
@@ -91,7 +95,8 @@ impl Ingress {
             stop: Arc::clone(&stop),
         };
         let receiver = Receiver::new(if settings.one_by_one { 1 } else { slots }, slot_bytes);
-        Ingress { routes, socket, stop, receiver, batch }
+        let busy_poll = BusyPoll::new(settings.busy_poll);
+        Ingress { routes, socket, stop, receiver, busy_poll, batch }
     }
 
     /// Carries packets until it is told to stop or the device is gone.
@@ -101,6 +106,10 @@ impl Ingress {
                 Ok(messages) => messages,
                 Err(error) => match errno::on_receive(error.raw_os_error().unwrap_or(0)) {
                     ReceiveVerdict::Retry => continue,
+                    ReceiveVerdict::Wait if self.busy_poll.looks_again(Instant::now()) => {
+                        yield_now();
+                        continue;
+                    }
                     ReceiveVerdict::Wait => {
                         // An error of poll itself means that the kernel is out of memory: the
                         // next receive either finds a datagram or brings us back here.
@@ -114,6 +123,7 @@ impl Ingress {
                     }
                 },
             };
+            self.busy_poll.worked();
             let routes = self.routes.load();
             match self.batch.carry(&mut self.receiver, messages, routes) {
                 Written::Done => {}

@@ -11,6 +11,7 @@
 
 mod admission;
 mod answers;
+mod busy_poll;
 mod egress;
 pub mod errno;
 mod ingress;

@@ -5,6 +5,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use super::egress::Egress;
 use super::ingress::Ingress;
@@ -32,6 +33,8 @@ pub struct Settings {
     pub mtu: u16,
     /// What is checked on arrival.
     pub source_check: SourceCheck,
+    /// How long a thread looks for more packets before it sleeps.
+    pub busy_poll: Duration,
     /// One packet per system call: the plain loop of a kernel without any help.
     pub one_by_one: bool,
 }

@@ -1,0 +1,61 @@
+//! Looking again for a moment before going to sleep.
+//!
+//! Waking a thread costs more than carrying a packet: the CPU has to leave its idle state, which
+//! on a virtual machine is a trip through the hypervisor. So a thread that has just worked looks
+//! for more a while before it sleeps, and gives its turn away (`sched_yield`) between two looks,
+//! so that a busy host loses nothing by it (docs/decisions/008).
+#![forbid(unsafe_code)]
+
+use std::time::{Duration, Instant};
+
+/// How long one thread goes on looking.
+#[derive(Debug)]
+pub(super) struct BusyPoll {
+    window: Duration,
+    idle_since: Option<Instant>,
+}
+
+impl BusyPoll {
+    /// Looks again for `window` after the last packet; not at all if that is zero.
+    pub(super) fn new(window: Duration) -> BusyPoll {
+        BusyPoll { window, idle_since: None }
+    }
+
+    /// There was work.
+    #[inline]
+    pub(super) fn worked(&mut self) {
+        self.idle_since = None;
+    }
+
+    /// There was none at `now`: whether to look again rather than to sleep.
+    #[inline]
+    pub(super) fn looks_again(&mut self, now: Instant) -> bool {
+        if self.window.is_zero() {
+            return false;
+        }
+        let since = *self.idle_since.get_or_insert(now);
+        now.saturating_duration_since(since) < self.window
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_looks_for_the_window_and_then_until_there_was_work_no_more() {
+        let window = Duration::from_micros(50);
+        let (mut busy_poll, start) = (BusyPoll::new(window), Instant::now());
+        assert!(busy_poll.looks_again(start));
+        assert!(busy_poll.looks_again(start + window / 2));
+        assert!(!busy_poll.looks_again(start + window));
+        assert!(!busy_poll.looks_again(start + 9 * window));
+        busy_poll.worked();
+        assert!(busy_poll.looks_again(start + 10 * window));
+    }
+
+    #[test]
+    fn a_window_of_zero_never_looks_again() {
+        assert!(!BusyPoll::new(Duration::ZERO).looks_again(Instant::now()));
+    }
+}
