@@ -153,8 +153,8 @@ fn values_are_checked() {
         ("-offload=", r#""": expected auto, tso or off"#),
         ("-source-check=loose", r#""loose": expected off, peer or strict"#),
         ("-etcd-endpoints=,", r#"",": expected at least one URL"#),
-        ("-busy-poll-us=1001", "microseconds from 0 to 1000"),
-        ("-busy-poll-us=-1", "microseconds from 0 to 1000"),
+        ("-busy-poll-us=1001", r#""1001": expected microseconds from 0 to 1000"#),
+        ("-busy-poll-us=-1", r#""-1": expected microseconds from 0 to 1000"#),
         ("-etcd-prefix=./", r#""./": expected a path such as /coreos.com/network"#),
     ] {
         let flag = word[1..].split('=').next().unwrap();
