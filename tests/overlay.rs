@@ -5,6 +5,8 @@
 mod support;
 
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use support::daemon::{Daemon, PATIENCE};
@@ -422,6 +424,18 @@ fn a_signal_ends_it_within_a_second_even_under_load() {
         .stdout(std::process::Stdio::null())
         .spawn()
         .unwrap();
+    // Besides, packets so close together that a thread which looks again finds one each time.
+    let far = SocketAddrV4::new(overlay.pod(1).address, 9);
+    let socket = overlay.pod(0).netns.udp(SocketAddrV4::new(overlay.pod(0).address, 0));
+    let ended = Arc::new(AtomicBool::new(false));
+    let stream = std::thread::spawn({
+        let ended = Arc::clone(&ended);
+        move || {
+            while !ended.load(Relaxed) {
+                let _ = socket.send_to(&[0; 64], far);
+            }
+        }
+    });
     let Overlay { lab, daemons } = overlay;
     for daemon in daemons {
         let started = Instant::now();
@@ -429,6 +443,8 @@ fn a_signal_ends_it_within_a_second_even_under_load() {
         assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
         assert_eq!(ended.status.code(), Some(0), "{}", ended.log);
     }
+    ended.store(true, Relaxed);
+    stream.join().unwrap();
     flood.kill().unwrap();
     flood.wait().unwrap();
     assert!(!lab.host(0).netns.ip("link show").contains("flannel0"));

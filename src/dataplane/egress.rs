@@ -104,7 +104,7 @@ impl Egress {
 
     /// Carries packets until it is told to stop or the device is gone.
     pub(super) fn run(mut self) -> Exit {
-        loop {
+        while !self.batch.stop.is_set() {
             // One snapshot per batch: what was looked up in it is sent by it.
             let routes = self.routes.load();
             let filled = self.batch.fill(routes);
@@ -113,19 +113,17 @@ impl Egress {
             }
             match filled {
                 Filled::Gone => return Exit::DeviceGone,
-                Filled::Full if self.batch.stop.is_set() => return Exit::Stopped,
                 Filled::Full => {}
                 Filled::Drained if !self.batch.plan.is_empty() => self.busy_poll.worked(),
                 Filled::Drained if self.busy_poll.looks_again(Instant::now()) => yield_now(),
                 Filled::Drained => {
                     // An error of poll itself means that the kernel is out of memory: the next
                     // read either finds a packet or brings us back here.
-                    if let Ok(Wake::Stop) = self.batch.stop.wait_readable(&*self.batch.tun) {
-                        return Exit::Stopped;
-                    }
+                    let _ = self.batch.stop.wait_readable(&*self.batch.tun);
                 }
             }
         }
+        Exit::Stopped
     }
 }
 
