@@ -207,7 +207,7 @@ fn a_plain_peer_is_understood_and_understands() {
     // The plain peer's lease, made by hand: the value that upstream writes, nothing else.
     std::fs::create_dir_all(store.join("subnets")).unwrap();
     std::fs::write(
-        store.join("subnets/172.7.99.0-24"),
+        store.join("subnets/172.7.199.0-24"),
         r#"{"PublicIP":"10.4.7.22","PublicIPv6":null}"#,
     )
     .unwrap();
@@ -218,7 +218,7 @@ fn a_plain_peer_is_understood_and_understands() {
 
     let peer = lab.host(1).netns.udp(SocketAddrV4::new(Ipv4Addr::new(10, 4, 7, 22), 8285));
     let daemon_at = SocketAddrV4::new(Ipv4Addr::new(10, 4, 7, 21), 8285);
-    let far = Ipv4Addr::new(172, 7, 99, 7);
+    let far = Ipv4Addr::new(172, 7, 199, 7);
     let mut buffer = [0; 65_536];
 
     // Plain → daemon → pod and back, a datagram at a time: an echo request from our "pod".
@@ -328,7 +328,8 @@ fn lies_are_dropped_and_counted() {
         let store = lab.store_dir(CONFIG);
         let args = ["--store-dir", store.to_str().unwrap(), &flag];
         std::fs::create_dir_all(store.join("subnets")).unwrap();
-        std::fs::write(store.join("subnets/172.7.98.0-24"), r#"{"PublicIP":"10.4.7.22"}"#).unwrap();
+        std::fs::write(store.join("subnets/172.7.198.0-24"), r#"{"PublicIP":"10.4.7.22"}"#)
+            .unwrap();
         let daemon = lab.host(0).spawn_daemon(&args, &[]);
         daemon.wait_ready();
         daemon.wait_log("at 10.4.7.22 is up", PATIENCE);
@@ -348,17 +349,17 @@ fn lies_are_dropped_and_counted() {
                 .unwrap();
             packet
         };
-        let honest = packet([172, 7, 98, 5], pod);
+        let honest = packet([172, 7, 198, 5], pod);
         // From a host that is no peer; from another peer's subnet; from nobody's subnet; from
         // outside the overlay network.
         stranger.send_to(&honest, to).unwrap();
-        let another = packet([172, 7, 97, 5], pod);
+        let another = packet([172, 7, 197, 5], pod);
         peer.send_to(&another, to).unwrap();
-        peer.send_to(&packet([172, 7, 1, 1], pod), to).unwrap();
+        peer.send_to(&packet([172, 7, 201, 1], pod), to).unwrap();
         peer.send_to(&packet([10, 4, 7, 22], pod), to).unwrap();
         // To another host: we are no relay, whatever is checked the kernel's routing decides.
         if check != "off" {
-            peer.send_to(&packet([172, 7, 98, 5], Ipv4Addr::new(10, 4, 7, 23)), to).unwrap();
+            peer.send_to(&packet([172, 7, 198, 5], Ipv4Addr::new(10, 4, 7, 23)), to).unwrap();
         }
         // Too short, and not IPv4: dropped in every mode.
         peer.send_to(&honest[..19], to).unwrap();
@@ -370,7 +371,7 @@ fn lies_are_dropped_and_counted() {
         let sources: Vec<String> = (0..delivered + 1)
             .map(|_| ear.recv_from(&mut buffer).unwrap().1.ip().to_string())
             .collect();
-        let honest = sources.iter().filter(|source| *source == "172.7.98.5").count();
+        let honest = sources.iter().filter(|source| *source == "172.7.198.5").count();
         assert_eq!(honest, if check == "off" { 2 } else { 1 }, "{check}: {sources:?}");
         let log = daemon.stop().log;
         let dropped = |reason: &str| counter(&log, "ingress", &format!("drop_{reason}"));

@@ -134,19 +134,19 @@ async fn litter_under_subnets_costs_no_peer() {
     for (name, content) in [
         ("stray", "x"),
         ("172.7.300.0-24", "{}"),
-        ("172.7.77.0-24", "no JSON"),
-        ("172.7.78.0-24", r#"{"PublicIP":null}"#),
-        ("172.7.79.0-24", r#"{"PublicIP":"255.255.255.255"}"#),
+        ("172.7.177.0-24", "no JSON"),
+        ("172.7.178.0-24", r#"{"PublicIP":null}"#),
+        ("172.7.179.0-24", r#"{"PublicIP":"255.255.255.255"}"#),
         ("../../etc/passwd", "{}"),
     ] {
         client.put(format!("{PREFIX}/subnets/{name}"), content, None).await.unwrap();
     }
     // An honest lease behind the litter: when it is seen, the litter was, too.
-    client.put(format!("{PREFIX}/subnets/172.7.99.0-24"), value(99), None).await.unwrap();
+    client.put(format!("{PREFIX}/subnets/172.7.199.0-24"), value(199), None).await.unwrap();
     for daemon in &cluster.daemons {
-        daemon.wait_log("172.7.99.0/24 at 10.4.7.99 is up", PATIENCE);
+        daemon.wait_log("172.7.199.0/24 at 10.4.7.199 is up", PATIENCE);
         assert_eq!(daemon.count("is gone"), 0);
-        daemon.wait_log("172.7.79.0/24 names 255.255.255.255 as its host", PATIENCE);
+        daemon.wait_log("172.7.179.0/24 names 255.255.255.255 as its host", PATIENCE);
     }
     cluster.traffic_flows();
     let leases = client
@@ -169,7 +169,7 @@ async fn a_compaction_while_away_is_made_up_for() {
     for daemon in &cluster.daemons {
         daemon.signal(rustix::process::Signal::STOP);
     }
-    client.put(format!("{PREFIX}/subnets/172.7.99.0-24"), value(99), None).await.unwrap();
+    client.put(format!("{PREFIX}/subnets/172.7.199.0-24"), value(199), None).await.unwrap();
     for _ in 0..10 {
         client.put("other", "2", None).await.unwrap();
     }
@@ -179,7 +179,7 @@ async fn a_compaction_while_away_is_made_up_for() {
     cluster.etcd.start_again().await;
     for daemon in &cluster.daemons {
         daemon.signal(rustix::process::Signal::CONT);
-        daemon.wait_log("172.7.99.0/24 at 10.4.7.99 is up", PATIENCE);
+        daemon.wait_log("172.7.199.0/24 at 10.4.7.199 is up", PATIENCE);
     }
     cluster.traffic_flows();
     cluster.stop();

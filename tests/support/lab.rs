@@ -13,7 +13,8 @@ use super::daemon::Daemon;
 use super::netns::Netns;
 use super::traffic::End;
 
-/// The overlay network of every lab, as in the usual tutorial.
+/// The overlay network of every lab, as in the usual tutorial. Daemons draw their subnets from its
+/// first hundred, so leases that a test makes by hand lie above 172.7.100.0.
 pub const NETWORK: &str = "172.7.0.0/16";
 
 /// How the hosts' links treat large buffers (facts/measured.md).
