@@ -67,6 +67,8 @@ struct Daemon<'o> {
     peers: Peers,
     own: Lease,
     updates: mpsc::Receiver<Update>,
+    /// What changed since the routes were last published.
+    unpublished: Vec<Change>,
     /// When `subnet.env` is tried again, if it could not be written.
     env_file_due: Option<Instant>,
 }
@@ -93,8 +95,16 @@ impl<'o> Daemon<'o> {
         let timing = Timing { ttl: LEASE_TTL, margin: options.renew_margin };
         tokio::spawn(keeper::run(store, own.clone(), timing, updates_in));
         let peers = Peers::new(own.clone());
-        let mut daemon =
-            Daemon { options, config, backend, peers, own, updates, env_file_due: None };
+        let mut daemon = Daemon {
+            options,
+            config,
+            backend,
+            peers,
+            own,
+            updates,
+            unpublished: Vec::new(),
+            env_file_due: None,
+        };
         daemon.write_env_file();
         Ok(daemon)
     }
@@ -143,8 +153,7 @@ impl<'o> Daemon<'o> {
                 () = sleep_until(self.env_file_due) => self.write_env_file(),
                 () = sleep_until(self.peers.next_expiry().map(Instant::from_std)) => {
                     let changes = self.peers.expire(Instant::now().into_std());
-                    tell(&changes);
-                    if !changes.is_empty() {
+                    if self.note(changes) {
                         publish_at.get_or_insert(published + PUBLISH_INTERVAL);
                     }
                 }
@@ -152,10 +161,19 @@ impl<'o> Daemon<'o> {
                     publish_at = None;
                     published = Instant::now();
                     self.backend.publish(&mut self.peers.leases());
+                    // Only now is it true.
+                    tell(&std::mem::take(&mut self.unpublished));
                 }
             }
         }
         self.backend.stop();
+    }
+
+    /// Remembers what the next table of routes will change; says whether that is anything.
+    fn note(&mut self, changes: Vec<Change>) -> bool {
+        let any = !changes.is_empty();
+        self.unpublished.extend(changes);
+        any
     }
 
     /// Takes over what the keeper reports; says whether the routes changed.
@@ -163,12 +181,12 @@ impl<'o> Daemon<'o> {
         match update {
             Update::Store(event) => {
                 let changes = self.peers.apply(event, Instant::now().into_std());
-                tell(&changes);
-                !changes.is_empty()
+                self.note(changes)
             }
             Update::Moved(lease) => {
                 self.own = lease;
-                self.peers.set_own(self.own.clone());
+                let changes = self.peers.set_own(self.own.clone());
+                self.note(changes);
                 if let Err(error) = self.backend.move_to(&self.own).await {
                     warn!("cannot move to {}: {error}; trying again", self.own.subnet.v4);
                 }
