@@ -20,6 +20,7 @@ use crate::cli::{OffloadMode, Options, StoreOptions};
 use crate::config::NetworkConfig;
 use crate::dataplane::sys::socket::UdpWish;
 use crate::dataplane::sys::tun::TunOffload;
+use crate::dataplane::worker::Width;
 use crate::host::interface::{self, InterfaceWish};
 use crate::host::netlink::Host;
 use crate::subnet::directory::DirectoryStore;
@@ -33,9 +34,12 @@ use crate::subnet::store::{LEASE_TTL, StoreError, SubnetStore};
 /// Updates of the store that may wait while the backend is busy.
 const UPDATE_QUEUE: usize = 256;
 
-/// Routes are published at most this often: building a table of 10,000 subnets takes about a
-/// millisecond, and a store that changes a thousand times a second must not cost a core.
+/// Routes are published at most this often: a burst of changes becomes one table.
 const PUBLISH_INTERVAL: Duration = Duration::from_millis(20);
+
+/// And so many times the time that publishing took passes until the next time, so that a store that
+/// changes a thousand times a second costs a fiftieth of a core at most, however large the table.
+const PUBLISH_SHARE: u32 = 50;
 
 /// More changes than this at once are told in one line.
 const PEERS_TOLD_ONE_BY_ONE: usize = 32;
@@ -133,7 +137,7 @@ impl<'o> Daemon<'o> {
     /// Follows the store, keeps the device as it must be, and ends with a signal.
     async fn serve(mut self, signals: &mut Signals) {
         let mut publish_at: Option<Instant> = None;
-        let mut published = Instant::now() - PUBLISH_INTERVAL;
+        let mut next_publish = Instant::now();
         loop {
             tokio::select! {
                 name = signals.end() => {
@@ -147,20 +151,21 @@ impl<'o> Daemon<'o> {
                         break;
                     };
                     if self.take(update).await {
-                        publish_at.get_or_insert(published + PUBLISH_INTERVAL);
+                        publish_at.get_or_insert(next_publish);
                     }
                 }
                 () = sleep_until(self.env_file_due) => self.write_env_file(),
                 () = sleep_until(self.peers.next_expiry().map(Instant::from_std)) => {
                     let changes = self.peers.expire(Instant::now().into_std());
                     if self.note(changes) {
-                        publish_at.get_or_insert(published + PUBLISH_INTERVAL);
+                        publish_at.get_or_insert(next_publish);
                     }
                 }
                 () = sleep_until(publish_at) => {
                     publish_at = None;
-                    published = Instant::now();
+                    let start = Instant::now();
                     self.backend.publish(&mut self.peers.leases());
+                    next_publish = pause_after_publishing(start, Instant::now());
                     // Only now is it true.
                     tell(&std::mem::take(&mut self.unpublished));
                 }
@@ -195,6 +200,11 @@ impl<'o> Daemon<'o> {
             }
         }
     }
+}
+
+/// When routes may be published again, if that took from `start` to `end`.
+fn pause_after_publishing(start: Instant, end: Instant) -> Instant {
+    end + PUBLISH_INTERVAL.max((end - start) * PUBLISH_SHARE)
 }
 
 /// Says which peers came and went; of many at once only how many.
@@ -272,6 +282,10 @@ async fn prepare(
         },
         udp: UdpWish { gso: options.udp_gso, gro: options.udp_gro },
         source_check: options.source_check,
+        width: Width {
+            queues: options.queues,
+            pairs: options.threads.unwrap_or_else(pairs_for_this_machine),
+        },
         busy_poll: options.busy_poll,
     };
     Ok(Box::new(UdpBackend::prepare(config, udp, &external, host)?))
@@ -317,4 +331,10 @@ impl Signals {
             _ = self.interrupt.recv() => "SIGINT",
         }
     }
+}
+
+/// Each pair keeps two CPUs busy at most; more than four would cost more memory and wake-ups than a
+/// network card for which one needs them is worth by default.
+fn pairs_for_this_machine() -> usize {
+    std::thread::available_parallelism().map_or(1, |cpus| (cpus.get() / 2).clamp(1, 4))
 }

@@ -15,9 +15,9 @@ use std::time::Duration;
 
 use flanneld::dataplane::routes::{Route, Routes, SharedRoutes};
 use flanneld::dataplane::stats::Stats;
-use flanneld::dataplane::sys::socket::{UdpSocket, UdpWish};
+use flanneld::dataplane::sys::socket::UdpWish;
 use flanneld::dataplane::sys::tun::{Tun, TunOffload};
-use flanneld::dataplane::worker::{Dataplane, Settings, SourceCheck};
+use flanneld::dataplane::worker::{Dataplane, Settings, Sockets, SourceCheck, Width};
 use ipnet::Ipv4Net;
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use support::lab::{Lab, LabHost};
@@ -33,10 +33,11 @@ fn subnet(host: u8) -> Ipv4Net {
 /// A data path on `host` towards the only peer there is.
 fn carry(host: &LabHost, own: u8, peer: u8) -> (Dataplane, Arc<Stats>) {
     let bind = SocketAddrV4::new(host.address, 8285);
-    let (tun, socket) = host.netns.enter(|| {
+    let width = Width { queues: 16, pairs: 1 };
+    let (tun, sockets) = host.netns.enter(|| {
         (
-            Tun::create("flannel%d", TunOffload::TsoUso).unwrap(),
-            UdpSocket::bind(bind, UdpWish { gso: true, gro: true }).unwrap(),
+            Tun::create("flannel%d", TunOffload::TsoUso, width.queues).unwrap(),
+            Sockets::bind(bind, UdpWish { gso: true, gro: true }, width).unwrap(),
         )
     });
     assert_eq!(tun.name(), "flannel0");
@@ -57,8 +58,7 @@ fn carry(host: &LabHost, own: u8, peer: u8) -> (Dataplane, Arc<Stats>) {
     };
     let stats: Arc<Stats> = Arc::default();
     let routes = SharedRoutes::new(routes);
-    let dataplane =
-        Dataplane::start(settings, tun, Arc::new(socket), &routes, &stats, || {}).unwrap();
+    let dataplane = Dataplane::start(settings, tun, &sockets, &routes, &stats, || {}).unwrap();
     (dataplane, stats)
 }
 

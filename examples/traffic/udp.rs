@@ -9,7 +9,7 @@ use anyhow::{Context, bail, ensure};
 use clap::Args;
 use flanneld::dataplane::sys::receive::Receiver;
 use flanneld::dataplane::sys::send::Sender;
-use flanneld::dataplane::sys::socket::{UdpSocket, UdpWish};
+use flanneld::dataplane::sys::socket::{Sharing, UdpSocket, UdpWish};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::{Value, json};
 
@@ -46,7 +46,7 @@ pub(crate) struct Blast {
 
 impl Blast {
     pub(crate) fn run(&self) -> anyhow::Result<Value> {
-        let socket = UdpSocket::bind(SocketAddrV4::new(self.from, 0), PLAIN)?;
+        let socket = UdpSocket::bind(SocketAddrV4::new(self.from, 0), PLAIN, Sharing::Never)?;
         let payload = vec![0x5a_u8; self.bytes.into()];
         let mut sender = Sender::new(BATCH, BATCH);
         let mut destinations = self.to.iter().cycle();
@@ -114,7 +114,7 @@ pub(crate) struct Sink {
 
 impl Sink {
     pub(crate) fn run(&self) -> anyhow::Result<Value> {
-        let socket = UdpSocket::bind(self.listen, PLAIN)?;
+        let socket = UdpSocket::bind(self.listen, PLAIN, Sharing::Never)?;
         let mut receiver = Receiver::new(BATCH, SLOT_BYTES);
         say_ready();
         let start = Instant::now();

@@ -14,9 +14,9 @@ use super::{Backend, BackendError};
 use crate::config::NetworkConfig;
 use crate::dataplane::routes::{Route, Routes, SharedRoutes};
 use crate::dataplane::stats::{PeerStats, Stats};
-use crate::dataplane::sys::socket::{UdpSocket, UdpWish};
+use crate::dataplane::sys::socket::UdpWish;
 use crate::dataplane::sys::tun::{Tun, TunOffload};
-use crate::dataplane::worker::{Dataplane, Settings, SourceCheck};
+use crate::dataplane::worker::{Dataplane, Settings, Sockets, SourceCheck, Width};
 use crate::host::interface::ExternalInterface;
 use crate::host::monitor::LinkChange;
 use crate::host::netlink::Host;
@@ -48,6 +48,8 @@ pub struct UdpOptions {
     pub udp: UdpWish,
     /// What is checked on arrival.
     pub source_check: SourceCheck,
+    /// How many queues and threads there are.
+    pub width: Width,
     /// How long a thread looks for more packets before it sleeps.
     pub busy_poll: Duration,
 }
@@ -60,7 +62,7 @@ pub struct UdpBackend {
     /// Upstream agrees on one port for all hosts; it is not exchanged.
     port: u16,
     mtu: u16,
-    socket: Arc<UdpSocket>,
+    sockets: Sockets,
     stats: Arc<Stats>,
     /// By the peers' public addresses; outlives every table, for whoever shows it.
     peer_stats: Arc<DashMap<Ipv4Addr, Arc<PeerStats>>>,
@@ -114,13 +116,14 @@ impl UdpBackend {
                 name: external.name.clone(),
                 mtu: external.mtu,
             })?;
-        let socket = UdpSocket::bind(SocketAddrV4::new(external.address, port), options.udp)?;
-        let tun = Tun::create(&options.tun_name, options.tun_offload)?;
+        let address = SocketAddrV4::new(external.address, port);
+        let sockets = Sockets::bind(address, options.udp, options.width)?;
+        let tun = Tun::create(&options.tun_name, options.tun_offload, options.width.queues)?;
         Ok(UdpBackend {
             public_ip: external.public_ip,
             port,
             mtu,
-            socket: Arc::new(socket),
+            sockets,
             stats: Arc::default(),
             peer_stats: Arc::default(),
             prepared: Some(tun),
@@ -154,7 +157,7 @@ impl UdpBackend {
         running.dataplane = Some(Dataplane::start(
             self.settings(),
             tun,
-            Arc::clone(&self.socket),
+            &self.sockets,
             &running.routes,
             &self.stats,
             move || gone.notify_one(),
@@ -185,7 +188,7 @@ impl UdpBackend {
         }
         // The old descriptor must go before its name is free again.
         drop(running.dataplane.take());
-        let tun = Tun::create(&running.name, self.options.tun_offload)?;
+        let tun = Tun::create(&running.name, self.options.tun_offload, self.options.width.queues)?;
         self.launch(tun, running).await.map(|()| true)
     }
 }
@@ -201,9 +204,10 @@ impl Backend for UdpBackend {
     }
 
     async fn start(&mut self, overlay: Ipv4Net, own: &Lease) -> Result<(), BackendError> {
+        let name = &self.options.tun_name;
         let tun = match self.prepared.take() {
             Some(tun) => tun,
-            None => Tun::create(&self.options.tun_name, self.options.tun_offload)?,
+            None => Tun::create(name, self.options.tun_offload, self.options.width.queues)?,
         };
         let own = own.subnet.v4.trunc();
         let (_, changes) = mpsc::channel(1);
@@ -224,7 +228,7 @@ impl Backend for UdpBackend {
             self.port,
             self.mtu,
             self.stats.rungs,
-            self.socket.receive_buffer_bytes() / 1024,
+            self.sockets.receive_buffer_bytes() / 1024,
         );
         self.running = Some(running);
         Ok(())

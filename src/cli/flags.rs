@@ -106,6 +106,8 @@ const OURS: &[Flag] = &[
         "off: accept datagrams from everywhere; peer: only from peers, with addresses of their \
          own subnets; strict: and with none from outside the overlay",
     ),
+    flag("queues", Text, "auto", "device queues and UDP source ports: auto (16) or 1 to 63"),
+    flag("threads", Text, "auto", "pairs of threads, one for each direction: auto or 1 to 16"),
     flag("busy-poll-us", Int, "50", "microseconds to look for packets before sleeping, 0 to 1000"),
     flag("tun-name", Text, "flannel%d", "name of the TUN device, %d for the first free number"),
 ];

@@ -9,10 +9,21 @@ use std::time::Duration;
 use thiserror::Error;
 
 use super::{UsageError, Values};
+use crate::dataplane::sys::poll::POLLER_MAX;
 use crate::dataplane::worker::SourceCheck;
 
 /// A device's name has at most 15 bytes (Linux `IFNAMSIZ`, with the final zero).
 const MAX_DEVICE_NAME_BYTES: usize = 15;
+
+/// What `--queues=auto` stands for: two flows rarely share one of so many, and each costs 350 KiB of
+/// memory while it is used.
+const DEFAULT_QUEUES: usize = 16;
+
+/// Most queues: what one thread can watch.
+const MAX_QUEUES: usize = POLLER_MAX;
+
+/// Most pairs of threads: more than any network card that CPUs can feed through copies needs.
+const MAX_THREADS: usize = 16;
 
 /// A longer look costs CPU time on a quiet network and gains nothing: no wake-up takes as long.
 const MAX_BUSY_POLL_US: u64 = 1000;
@@ -46,6 +57,10 @@ pub struct Options {
     pub source_check: SourceCheck,
     /// The TUN device's name; `%d` stands for the first free number.
     pub tun_name: String,
+    /// Queues of the TUN device, and UDP source ports.
+    pub queues: usize,
+    /// Pairs of data-path threads, one for each direction; `None`: as many as suit the machine.
+    pub threads: Option<usize>,
     /// How long a data-path thread looks for more packets before it sleeps.
     pub busy_poll: Duration,
     /// `-v`: 0 for the normal log, more for more.
@@ -187,10 +202,23 @@ impl Options {
             udp_gso: wanted("udp-gso"),
             udp_gro: wanted("udp-gro"),
             source_check: choice(values, "source-check")?,
+            queues: number(values, "queues", MAX_QUEUES)?.unwrap_or(DEFAULT_QUEUES),
+            threads: number(values, "threads", MAX_THREADS)?,
             busy_poll: Duration::from_micros(busy_poll_us),
             tun_name: tun_name(values)?,
             verbosity: values.level("v"),
         })
+    }
+}
+
+/// A number from 1 to `most`; `None` for `auto`.
+fn number(values: &Values, name: &str, most: usize) -> Result<Option<usize>, UsageError> {
+    match values.text(name) {
+        "auto" => Ok(None),
+        text => match text.parse() {
+            Ok(number) if (1..=most).contains(&number) => Ok(Some(number)),
+            _ => Err(values.error(name, format!("auto, or a number from 1 to {most}"))),
+        },
     }
 }
 

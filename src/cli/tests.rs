@@ -45,6 +45,7 @@ fn defaults_are_upstreams() {
     assert!(options.udp_gso && options.udp_gro);
     assert_eq!(options.source_check, SourceCheck::Peer);
     assert_eq!(options.tun_name, "flannel%d");
+    assert_eq!((options.queues, options.threads), (16, None));
     assert_eq!(options.busy_poll, Duration::from_micros(50));
     let etcd = etcd(options);
     assert_eq!(etcd.endpoints, ["http://127.0.0.1:4001", "http://127.0.0.1:2379"]);
@@ -153,6 +154,9 @@ fn values_are_checked() {
         ("-offload=", r#""": expected auto, tso or off"#),
         ("-source-check=loose", r#""loose": expected off, peer or strict"#),
         ("-etcd-endpoints=,", r#"",": expected at least one URL"#),
+        ("-queues=0", r#""0": expected auto, or a number from 1 to 63"#),
+        ("-queues=64", r#""64": expected auto, or a number from 1 to 63"#),
+        ("-threads=17", r#""17": expected auto, or a number from 1 to 16"#),
         ("-busy-poll-us=1001", r#""1001": expected microseconds from 0 to 1000"#),
         ("-busy-poll-us=-1", r#""-1": expected microseconds from 0 to 1000"#),
         ("-etcd-prefix=./", r#""./": expected a path such as /coreos.com/network"#),
@@ -163,6 +167,8 @@ fn values_are_checked() {
     for name in ["", ".", "a/b", "a b", "a:b", "%s", "%d%d", "1234567890123456"] {
         assert!(error(&["-tun-name", name]).contains("expected a device name"), "{name}");
     }
+    assert_eq!(options(&["-queues=63"]).queues, 63);
+    assert_eq!(options(&["-threads=16"]).threads, Some(16));
     assert_eq!(options(&["-tun-name=f%d0"]).tun_name, "f%d0");
     assert_eq!(options(&["-subnet-lease-renew-margin=1439"]).renew_margin.as_secs(), 1439 * 60);
 }

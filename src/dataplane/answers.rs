@@ -14,6 +14,7 @@ use super::routes::Routes;
 use super::sys::send::Sender;
 use super::sys::socket::UdpSocket;
 use super::sys::tun::{Tun, TunWriter};
+use super::worker::Shared;
 
 /// Builds and sends ICMP errors for one thread, rate-limited.
 ///
@@ -28,13 +29,13 @@ pub(super) struct Answers {
 }
 
 impl Answers {
-    pub(super) fn new(tun: Arc<Tun>, socket: Arc<UdpSocket>) -> Answers {
+    pub(super) fn new(shared: &Shared) -> Answers {
         Answers {
             limit: RateLimit::new(ICMP_PER_SECOND, ICMP_BURST, Instant::now()),
             buffer: [0; ERROR_MAX_BYTES],
-            tun,
+            tun: Arc::clone(&shared.tun),
             writer: TunWriter::new(),
-            socket,
+            socket: Arc::clone(&shared.voice),
             sender: Sender::new(1, 1),
         }
     }
@@ -51,7 +52,7 @@ impl Answers {
             return false;
         };
         // An error that cannot be told is no reason to make another one.
-        self.writer.gather(&self.tun, &[0; VNET_HDR_BYTES], [packet]).write().is_ok()
+        self.writer.gather(&self.tun, 0, &[0; VNET_HDR_BYTES], [packet]).write().is_ok()
     }
 
     /// Answers a packet that came from a peer: to whoever owns its inner source.

@@ -6,7 +6,10 @@
 //! so that a busy host loses nothing by it (docs/decisions/008).
 #![forbid(unsafe_code)]
 
+use std::thread::yield_now;
 use std::time::{Duration, Instant};
+
+use super::sys::poll::{Poller, Ready};
 
 /// How long one thread goes on looking.
 #[derive(Debug)]
@@ -21,15 +24,26 @@ impl BusyPoll {
         BusyPoll { window, idle_since: None }
     }
 
-    /// There was work.
+    /// What `poller` finds: at once if the thread is `busy` with something else, else after
+    /// looking again for the window, or waiting.
     #[inline]
-    pub(super) fn worked(&mut self) {
-        self.idle_since = None;
+    pub(super) fn look(&mut self, poller: &Poller, busy: bool) -> Ready {
+        loop {
+            let found = poller.look();
+            if busy || !found.is_empty() {
+                self.idle_since = None;
+                return found;
+            }
+            if !self.looks_again(Instant::now()) {
+                return poller.wait();
+            }
+            yield_now();
+        }
     }
 
-    /// There was none at `now`: whether to look again rather than to sleep.
+    /// There was nothing at `now`: whether to look again rather than to sleep.
     #[inline]
-    pub(super) fn looks_again(&mut self, now: Instant) -> bool {
+    fn looks_again(&mut self, now: Instant) -> bool {
         if self.window.is_zero() {
             return false;
         }
@@ -50,7 +64,7 @@ mod tests {
         assert!(busy_poll.looks_again(start + window / 2));
         assert!(!busy_poll.looks_again(start + window));
         assert!(!busy_poll.looks_again(start + 9 * window));
-        busy_poll.worked();
+        busy_poll.idle_since = None;
         assert!(busy_poll.looks_again(start + 10 * window));
     }
 

@@ -4,155 +4,189 @@
 //! the device holds now, up to the size of the slab; nothing waits for a batch to fill.
 #![forbid(unsafe_code)]
 
+use std::io;
 use std::sync::Arc;
-use std::thread::yield_now;
-use std::time::Instant;
 
 use super::answers::Answers;
 use super::busy_poll::BusyPoll;
 use super::errno::{self, TunReadVerdict};
 use super::offload::arena::HeaderArena;
 use super::offload::limits::{
-    BATCH_HEADERS_BYTES, BATCH_MAX_DATAGRAMS, IP_MAX_BYTES, SUPERPACKET_HEADERS_BYTES,
-    SUPERPACKET_MAX_SEGMENTS, VNET_HDR_BYTES,
+    IP_MAX_BYTES, SUPERPACKET_HEADERS_BYTES, SUPERPACKET_MAX_SEGMENTS, UDP_MAX_PAYLOAD_BYTES,
+    VNET_HDR_BYTES,
 };
-use super::offload::run::{Datagram, RunLimits, SendPlan};
+use super::offload::run::{Datagram, SendPlan};
 use super::offload::segment::{self, SegmentError};
 use super::offload::span::Span;
 use super::offload::virtio::{GsoKind, VirtioNetHdr};
-use super::outbox::Outbox;
+use super::outbox::{Batch, Outbox};
 use super::packet::icmp::IcmpError;
 use super::packet::ipv4::{self, Ipv4View};
 use super::routes::{Routes, RoutesReader};
-use super::stats::{DirectionStats, Drop, Stats};
-use super::sys::poll::{StopSignal, Wake};
+use super::stats::{Drop, Stats};
+use super::sys::poll::{Poller, StopSignal, Wake};
 use super::sys::socket::UdpSocket;
 use super::sys::tun::Tun;
-use super::worker::{Exit, Settings};
+use super::worker::{Exit, Settings, Shared};
 
 /// Bytes that one read may need: a virtio header and the largest IPv4 packet.
 const READ_BYTES: usize = VNET_HDR_BYTES + IP_MAX_BYTES;
 
-/// Bytes of the slab: room for four superpackets and one more read. What is read stays in a core's
-/// L2 cache until it is sent.
+/// Bytes of a lane's slab: room for four superpackets and one more read. What is read stays in a
+/// core's L2 cache until it is sent.
 const SLAB_BYTES: usize = 5 * 65_600;
 
 /// Small packets that one batch gathers at most.
 const MAX_PACKETS_PER_BATCH: usize = 256;
+
+/// Bytes that a lane sends before it is another lane's turn: a run of full size, some 50 µs of a
+/// core's time.
+const SLICE_BYTES: u32 = UDP_MAX_PAYLOAD_BYTES as u32;
 
 /// Packets begin at multiples of this in the slab: a cache line.
 const PACKET_ALIGNMENT: usize = 64;
 
 /// The egress thread's state.
 pub(super) struct Egress {
+    stop: Arc<StopSignal>,
     routes: RoutesReader,
     busy_poll: BusyPoll,
-    batch: Batch,
+    poller: Poller,
+    lanes: Vec<Lane>,
+    carrier: Carrier,
 }
 
-/// Everything that a batch is made of, wired once.
-struct Batch {
+/// The flows that share one queue of the device, and the batch that is on its way. A lane waits
+/// for another lane's slice at most: a bulk transfer does not hold up a question in another lane.
+struct Lane {
+    queue: usize,
+    socket: Arc<UdpSocket>,
+    batch: Batch,
+    /// What the batch was looked up in.
+    routes: Option<Arc<Routes>>,
+    /// Whether the device may hold more for this lane.
+    ready: bool,
+}
+
+/// What carries the batches of all lanes.
+struct Carrier {
     tun: Arc<Tun>,
     stats: Arc<Stats>,
     stop: Arc<StopSignal>,
-    slab: Box<[u8]>,
-    plan: SendPlan,
     planner: Planner,
     outbox: Outbox,
     max_packets: usize,
 }
 
-/// What came of reading until the device was empty or the batch full.
+/// What came of reading.
+#[derive(PartialEq, Eq)]
 enum Filled {
-    /// There may be more.
-    Full,
-    /// The device holds nothing now.
-    Drained,
+    /// A batch, perhaps an empty one.
+    Batch,
     /// The device is gone.
     Gone,
 }
 
 impl Egress {
+    /// Carries `queues` of the device, each by its socket.
     pub(super) fn new(
-        settings: Settings,
-        tun: Arc<Tun>,
-        socket: Arc<UdpSocket>,
+        shared: &Shared,
+        queues: Vec<(usize, Arc<UdpSocket>)>,
         routes: RoutesReader,
-        stats: Arc<Stats>,
-        stop: Arc<StopSignal>,
-    ) -> Egress {
-        let mut plan = SendPlan::with_capacity(BATCH_MAX_DATAGRAMS, BATCH_MAX_DATAGRAMS);
-        if !socket.segments() {
-            plan.set_limits(RunLimits::SINGLE);
+    ) -> io::Result<Egress> {
+        let poller = Poller::new(&shared.stop)?;
+        let mut lanes = Vec::with_capacity(queues.len());
+        for (queue, socket) in queues {
+            poller.watch(shared.tun.queue(queue), lanes.len())?;
+            lanes.push(Lane::new(queue, socket));
         }
-        let batch = Batch {
-            slab: vec![0; SLAB_BYTES].into(),
-            plan,
+        let carrier = Carrier {
             planner: Planner {
-                settings,
-                arena: HeaderArena::new(BATCH_HEADERS_BYTES),
-                answers: Answers::new(Arc::clone(&tun), Arc::clone(&socket)),
+                settings: shared.settings,
+                stats: Arc::clone(&shared.stats),
+                answers: Answers::new(shared),
             },
-            outbox: Outbox::new(socket, Arc::clone(&stats), Arc::clone(&stop)),
-            max_packets: if settings.one_by_one { 1 } else { MAX_PACKETS_PER_BATCH },
-            tun,
-            stats,
-            stop,
+            outbox: Outbox::new(shared, lanes.iter().all(|lane| lane.socket.segments())),
+            max_packets: if shared.settings.one_by_one { 1 } else { MAX_PACKETS_PER_BATCH },
+            tun: Arc::clone(&shared.tun),
+            stats: Arc::clone(&shared.stats),
+            stop: Arc::clone(&shared.stop),
         };
-        Egress { routes, busy_poll: BusyPoll::new(settings.busy_poll), batch }
+        let busy_poll = BusyPoll::new(shared.settings.busy_poll);
+        Ok(Egress { stop: Arc::clone(&shared.stop), routes, busy_poll, poller, lanes, carrier })
     }
 
     /// Carries packets until it is told to stop or the device is gone.
     pub(super) fn run(mut self) -> Exit {
-        while !self.batch.stop.is_set() {
-            // One snapshot per batch: what was looked up in it is sent by it.
-            let routes = self.routes.load();
-            let filled = self.batch.fill(routes);
-            if self.batch.send(routes) == Wake::Stop {
-                return Exit::Stopped;
-            }
-            match filled {
-                Filled::Gone => return Exit::DeviceGone,
-                Filled::Full => {}
-                Filled::Drained if !self.batch.plan.is_empty() => self.busy_poll.worked(),
-                Filled::Drained if self.busy_poll.looks_again(Instant::now()) => yield_now(),
-                Filled::Drained => {
-                    // An error of poll itself means that the kernel is out of memory: the next
-                    // read either finds a packet or brings us back here.
-                    let _ = self.batch.stop.wait_readable(&*self.batch.tun);
+        while !self.stop.is_set() {
+            self.look();
+            for lane in self.lanes.iter_mut().filter(|lane| lane.is_busy()) {
+                if lane.batch.is_sent()
+                    && self.carrier.fill(lane, self.routes.load()) == Filled::Gone
+                {
+                    return Exit::DeviceGone;
+                }
+                if self.carrier.send_slice(lane) == Wake::Stop {
+                    return Exit::Stopped;
                 }
             }
         }
         Exit::Stopped
     }
+
+    /// Finds out which lanes hold packets; waits if none does.
+    fn look(&mut self) {
+        let busy = self.lanes.iter().any(Lane::is_busy);
+        if busy && self.lanes.len() == 1 {
+            return;
+        }
+        let found = self.busy_poll.look(&self.poller, busy);
+        for (index, lane) in self.lanes.iter_mut().enumerate() {
+            lane.ready |= found.contains(index);
+        }
+    }
 }
 
-impl Batch {
-    /// Reads what the device holds and plans the sending of it.
-    fn fill(&mut self, routes: &Routes) -> Filled {
+impl Lane {
+    fn new(queue: usize, socket: Arc<UdpSocket>) -> Lane {
+        Lane { queue, socket, batch: Batch::new(SLAB_BYTES), routes: None, ready: false }
+    }
+
+    /// Whether there is anything to read or to send.
+    fn is_busy(&self) -> bool {
+        self.ready || !self.batch.is_sent()
+    }
+}
+
+impl Carrier {
+    /// Reads what the device holds for `lane` and plans the sending of it.
+    fn fill(&mut self, lane: &mut Lane, routes: &Arc<Routes>) -> Filled {
         let stats = &self.stats.egress;
-        self.plan.clear();
-        self.planner.arena.clear();
+        // What was looked up in this snapshot is sent by it.
+        lane.routes = Some(Arc::clone(routes));
+        let batch = &mut lane.batch;
+        batch.clear(self.outbox.limits());
         let mut used = 0;
         for _ in 0..self.max_packets {
-            if self.plan.room() < SUPERPACKET_MAX_SEGMENTS
-                || self.planner.arena.remaining() < SUPERPACKET_HEADERS_BYTES
+            if batch.plan.room() < SUPERPACKET_MAX_SEGMENTS
+                || batch.arena.remaining() < SUPERPACKET_HEADERS_BYTES
             {
-                return Filled::Full;
+                break;
             }
-            let Some(room) = self.slab.get_mut(used..used + READ_BYTES) else {
-                return Filled::Full;
-            };
-            let bytes = match self.tun.read(room) {
+            let Some(room) = batch.slab.get_mut(used..used + READ_BYTES) else { break };
+            let bytes = match self.tun.read(lane.queue, room) {
                 Ok(bytes) => bytes,
                 Err(error) => match errno::on_tun_read(error.raw_os_error().unwrap_or(0)) {
                     TunReadVerdict::Retry => continue,
-                    TunReadVerdict::Wait => return Filled::Drained,
+                    TunReadVerdict::Wait => {
+                        lane.ready = false;
+                        break;
+                    }
                     TunReadVerdict::Gone => return Filled::Gone,
                     TunReadVerdict::Count => {
                         stats.errors.add(1);
                         self.stop.pause();
-                        return Filled::Drained;
+                        break;
                     }
                 },
             };
@@ -162,26 +196,28 @@ impl Batch {
                 continue;
             };
             let (hdr, at) = (VirtioNetHdr::parse(header), used + VNET_HDR_BYTES);
-            self.planner.plan(&hdr, packet, at as u32, routes, stats, &mut self.plan);
+            self.planner.plan(&hdr, packet, at as u32, routes, &mut batch.arena, &mut batch.plan);
             used = (used + bytes).next_multiple_of(PACKET_ALIGNMENT);
         }
-        Filled::Full
+        Filled::Batch
     }
 
-    /// Sends what was planned.
-    fn send(&mut self, routes: &Routes) -> Wake {
-        if self.plan.is_empty() {
-            return Wake::Ready;
+    /// Sends the next slice of the lane's batch.
+    fn send_slice(&mut self, lane: &mut Lane) -> Wake {
+        let Some(routes) = &lane.routes else { return Wake::Ready };
+        let wake = self.outbox.send(&lane.socket, &mut lane.batch, SLICE_BYTES, routes);
+        if lane.batch.is_sent() {
+            // An idle lane must not keep an old table alive.
+            lane.routes = None;
         }
-        self.stats.egress.batches.add(1);
-        self.outbox.send(&mut self.plan, self.planner.arena.bytes(), &self.slab, routes)
+        wake
     }
 }
 
 /// Decides what becomes of each packet.
 struct Planner {
     settings: Settings,
-    arena: HeaderArena,
+    stats: Arc<Stats>,
     answers: Answers,
 }
 
@@ -194,26 +230,26 @@ impl Planner {
         packet: &mut [u8],
         at: u32,
         routes: &Routes,
-        stats: &DirectionStats,
+        arena: &mut HeaderArena,
         plan: &mut SendPlan,
     ) {
         if packet.first().is_none_or(|first| first >> 4 != 4) {
-            return stats.drop(Drop::NotIpv4, 1);
+            return self.stats.egress.drop(Drop::NotIpv4, 1);
         }
         let Ok(view) = Ipv4View::parse(packet) else {
-            return stats.drop(Drop::Malformed, 1);
+            return self.stats.egress.drop(Drop::Malformed, 1);
         };
         let (destination, total_bytes) = (view.dst(), view.total_len());
         let (header_bytes, dont_fragment) = (view.header_len(), view.dont_fragment());
         let packet = &mut packet[..total_bytes];
 
         let Some(peer) = routes.lookup(destination) else {
-            stats.drop(Drop::NoRoute, 1);
-            return self.answer(IcmpError::NetUnreachable, packet, routes, stats);
+            self.stats.egress.drop(Drop::NoRoute, 1);
+            return self.answer(IcmpError::NetUnreachable, packet, routes);
         };
         if ipv4::decrement_ttl(&mut packet[..header_bytes]).is_err() {
-            stats.drop(Drop::TtlExpired, 1);
-            return self.answer(IcmpError::TimeExceeded, packet, routes, stats);
+            self.stats.egress.drop(Drop::TtlExpired, 1);
+            return self.answer(IcmpError::TimeExceeded, packet, routes);
         }
 
         let mtu = self.settings.mtu;
@@ -229,30 +265,24 @@ impl Planner {
                     .map(|()| push(Datagram::whole(Span::new(at, total_bytes as u32))))
             }
         } else {
-            stats.superpackets_in.add(1);
-            segment::segment(packet, at, hdr, mtu, &mut self.arena, &mut push).map(|_| ())
+            self.stats.egress.superpackets_in.add(1);
+            segment::segment(packet, at, hdr, mtu, arena, &mut push).map(|_| ())
         };
         match planned {
             Ok(()) => {}
             Err(SegmentError::TooBig { .. }) => {
-                stats.drop(Drop::TooBig, 1);
+                self.stats.egress.drop(Drop::TooBig, 1);
                 if dont_fragment {
-                    self.answer(IcmpError::FragmentationNeeded { mtu }, packet, routes, stats);
+                    self.answer(IcmpError::FragmentationNeeded { mtu }, packet, routes);
                 }
             }
-            Err(_) => stats.drop(Drop::Malformed, 1),
+            Err(_) => self.stats.egress.drop(Drop::Malformed, 1),
         }
     }
 
-    fn answer(
-        &mut self,
-        error: IcmpError,
-        offender: &[u8],
-        routes: &Routes,
-        stats: &DirectionStats,
-    ) {
+    fn answer(&mut self, error: IcmpError, offender: &[u8], routes: &Routes) {
         if self.answers.tell_kernel(error, offender, routes) {
-            stats.icmp_errors.add(1);
+            self.stats.egress.icmp_errors.add(1);
         }
     }
 }

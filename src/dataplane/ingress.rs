@@ -4,10 +4,9 @@
 //! the socket holds now, up to the number of slots.
 #![forbid(unsafe_code)]
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::thread::yield_now;
-use std::time::Instant;
 
 use tracing::info;
 
@@ -19,17 +18,17 @@ use super::offload::coalesce::{Coalescer, Head, Item, MergeCaps, Pushed};
 use super::offload::limits::{BATCH_MAX_PACKETS, VNET_HDR_BYTES};
 use super::offload::span::Span;
 use super::packet::icmp::IcmpError;
-use super::packet::ipv4;
+use super::packet::{flow, ipv4};
 use super::routes::{Routes, RoutesReader};
 use super::stats::{Drop, Stats};
-use super::sys::poll::{StopSignal, Wake};
+use super::sys::poll::{Poller, StopSignal, Wake};
 use super::sys::receive::{Message, Receiver};
 use super::sys::socket::UdpSocket;
 use super::sys::tun::{Tun, TunOffload, TunWriter};
-use super::worker::{Exit, Settings};
+use super::worker::{Exit, Shared};
 
 /// Slots of a socket that merges: the kernel fills each with a train of up to 65,507 bytes.
-const TRAIN_SLOTS: usize = 16;
+const TRAIN_SLOTS: usize = 8;
 /// Bytes of such a slot; a shorter one would cut trains without notice.
 const TRAIN_SLOT_BYTES: usize = 65_536;
 
@@ -40,12 +39,24 @@ const DATAGRAM_SLOT_BYTES: usize = 9_216;
 
 /// The ingress thread's state.
 pub(super) struct Ingress {
-    routes: RoutesReader,
-    socket: Arc<UdpSocket>,
     stop: Arc<StopSignal>,
-    receiver: Receiver,
+    routes: RoutesReader,
     busy_poll: BusyPoll,
+    poller: Poller,
+    lanes: Vec<Lane>,
+    receiver: Receiver,
+    slots: usize,
     batch: Batch,
+}
+
+/// The flows that arrive in one socket. A lane waits for one receive of each other lane at most: a
+/// bulk transfer does not hold up a question in another lane.
+struct Lane {
+    socket: Arc<UdpSocket>,
+    /// Whether the socket may hold more.
+    ready: bool,
+    /// Datagrams that the kernel has dropped there so far; it counts them in 32 bits.
+    kernel_drops: u32,
 }
 
 /// What a batch becomes, wired once.
@@ -68,82 +79,107 @@ enum Written {
 }
 
 impl Ingress {
-    pub(super) fn new(
-        settings: Settings,
-        tun: Arc<Tun>,
-        socket: Arc<UdpSocket>,
-        routes: RoutesReader,
-        stats: Arc<Stats>,
-        stop: Arc<StopSignal>,
-    ) -> Ingress {
-        let (slots, slot_bytes) = if socket.merges() {
+    pub(super) fn new(shared: &Shared, routes: RoutesReader) -> io::Result<Ingress> {
+        let settings = shared.settings;
+        let poller = Poller::new(&shared.stop)?;
+        let mut lanes = Vec::with_capacity(shared.receivers.len());
+        for socket in &shared.receivers {
+            poller.watch(&**socket, lanes.len())?;
+            lanes.push(Lane { socket: Arc::clone(socket), ready: false, kernel_drops: 0 });
+        }
+        let (slots, slot_bytes) = if shared.receivers.iter().all(|socket| socket.merges()) {
             (TRAIN_SLOTS, TRAIN_SLOT_BYTES)
         } else {
             (DATAGRAM_SLOTS, DATAGRAM_SLOT_BYTES)
         };
+        let slots = if settings.one_by_one { 1 } else { slots };
         let caps = MergeCaps {
-            tcp: tun.offload() >= TunOffload::Tso,
-            udp: tun.offload() >= TunOffload::TsoUso,
+            tcp: shared.tun.offload() >= TunOffload::Tso,
+            udp: shared.tun.offload() >= TunOffload::TsoUso,
         };
         let batch = Batch {
-            admission: Admission::new(settings.source_check, Arc::clone(&stats)),
+            admission: Admission::new(settings.source_check, Arc::clone(&shared.stats)),
             coalescer: Coalescer::new(caps, BATCH_MAX_PACKETS),
             writer: TunWriter::new(),
-            answers: Answers::new(Arc::clone(&tun), Arc::clone(&socket)),
-            tun,
-            stats,
-            stop: Arc::clone(&stop),
+            answers: Answers::new(shared),
+            tun: Arc::clone(&shared.tun),
+            stats: Arc::clone(&shared.stats),
+            stop: Arc::clone(&shared.stop),
         };
-        let receiver = Receiver::new(if settings.one_by_one { 1 } else { slots }, slot_bytes);
-        let busy_poll = BusyPoll::new(settings.busy_poll);
-        Ingress { routes, socket, stop, receiver, busy_poll, batch }
+        Ok(Ingress {
+            stop: Arc::clone(&shared.stop),
+            routes,
+            busy_poll: BusyPoll::new(settings.busy_poll),
+            poller,
+            lanes,
+            receiver: Receiver::new(slots, slot_bytes),
+            slots,
+            batch,
+        })
     }
 
     /// Carries packets until it is told to stop or the device is gone.
     pub(super) fn run(mut self) -> Exit {
         while !self.stop.is_set() {
-            let messages = match self.receiver.receive(&*self.socket) {
-                Ok(messages) => messages,
-                Err(error) => match errno::on_receive(error.raw_os_error().unwrap_or(0)) {
-                    ReceiveVerdict::Retry => continue,
-                    ReceiveVerdict::Wait if self.busy_poll.looks_again(Instant::now()) => {
-                        yield_now();
-                        continue;
-                    }
-                    ReceiveVerdict::Wait => {
-                        // An error of poll itself means that the kernel is out of memory: the
-                        // next receive either finds a datagram or brings us back here.
-                        let _ = self.stop.wait_readable(&*self.socket);
-                        continue;
-                    }
-                    ReceiveVerdict::Count => {
-                        self.batch.stats.ingress.errors.add(1);
-                        self.stop.pause();
-                        continue;
-                    }
-                },
-            };
-            self.busy_poll.worked();
-            let routes = self.routes.load();
-            match self.batch.carry(&mut self.receiver, messages, routes) {
-                Written::Done => {}
-                Written::Stop => return Exit::Stopped,
-                Written::Gone => return Exit::DeviceGone,
+            self.look();
+            for lane in self.lanes.iter_mut().filter(|lane| lane.ready) {
+                let messages = match self.receiver.receive(&*lane.socket) {
+                    Ok(messages) => messages,
+                    Err(error) => match errno::on_receive(error.raw_os_error().unwrap_or(0)) {
+                        ReceiveVerdict::Retry => continue,
+                        ReceiveVerdict::Wait => {
+                            lane.ready = false;
+                            continue;
+                        }
+                        ReceiveVerdict::Count => {
+                            self.batch.stats.ingress.errors.add(1);
+                            self.stop.pause();
+                            continue;
+                        }
+                    },
+                };
+                // Fewer than fit: there were no more.
+                lane.ready = messages == self.slots;
+                let routes = self.routes.load();
+                match self.batch.carry(&mut self.receiver, messages, lane, routes) {
+                    Written::Done => {}
+                    Written::Stop => return Exit::Stopped,
+                    Written::Gone => return Exit::DeviceGone,
+                }
             }
         }
         Exit::Stopped
+    }
+
+    /// Finds out which lanes hold datagrams; waits if none does.
+    fn look(&mut self) {
+        let busy = self.lanes.iter().any(|lane| lane.ready);
+        if busy && self.lanes.len() == 1 {
+            return;
+        }
+        let found = self.busy_poll.look(&self.poller, busy);
+        for (index, lane) in self.lanes.iter_mut().enumerate() {
+            lane.ready |= found.contains(index);
+        }
     }
 }
 
 impl Batch {
     /// Carries the messages of one receive.
-    fn carry(&mut self, receiver: &mut Receiver, messages: usize, routes: &Routes) -> Written {
+    fn carry(
+        &mut self,
+        receiver: &mut Receiver,
+        messages: usize,
+        lane: &mut Lane,
+        routes: &Routes,
+    ) -> Written {
         self.stats.ingress.syscalls.add(1);
         self.stats.ingress.batches.add(1);
         for message in 0..messages {
             let message = receiver.message(message);
             if let Some(drops) = message.kernel_drops {
-                self.stats.ingress.kernel_drops.set(u64::from(drops));
+                let new = drops.wrapping_sub(std::mem::replace(&mut lane.kernel_drops, drops));
+                self.stats.ingress.kernel_drops.add(u64::from(new));
             }
             if message.len > message.stride {
                 self.stats.ingress.superpackets_in.add(1);
@@ -205,8 +241,9 @@ impl Batch {
                 Head::Arena(head) => head.of(self.coalescer.arena()),
             };
             let parts = std::iter::once(head).chain(item.bodies().map(|body| body.of(slab)));
+            let queue = self.tun.queue_of(flow::hash(head));
             let stats = &self.stats.ingress;
-            written = match device.write(&item.vnet_hdr, parts, merged) {
+            written = match device.write(queue, &item.vnet_hdr, parts, merged) {
                 Outcome::Written => {
                     stats.superpackets_out.add(u64::from(merged));
                     stats.syscalls.add(1);
@@ -216,7 +253,7 @@ impl Batch {
                 }
                 Outcome::Refused(TunWriteVerdict::DisableMerging) => {
                     refused_merge = true;
-                    device.write_originals(&item, slab, &self.stats)
+                    device.write_originals(queue, &item, slab, &self.stats)
                 }
                 Outcome::Refused(TunWriteVerdict::Gone) => Written::Gone,
                 Outcome::Refused(_) => {
@@ -262,11 +299,12 @@ impl Device<'_> {
     /// Writes one packet; waits out what passes by itself.
     fn write<'p>(
         &mut self,
+        queue: usize,
         vnet_hdr: &'p [u8; VNET_HDR_BYTES],
         parts: impl Iterator<Item = &'p [u8]>,
         merged: bool,
     ) -> Outcome {
-        let mut packet = self.writer.gather(self.tun, vnet_hdr, parts);
+        let mut packet = self.writer.gather(self.tun, queue, vnet_hdr, parts);
         loop {
             let Err(error) = packet.write() else {
                 return Outcome::Written;
@@ -274,7 +312,7 @@ impl Device<'_> {
             match errno::on_tun_write(error.raw_os_error().unwrap_or(0), merged) {
                 TunWriteVerdict::Retry => {}
                 TunWriteVerdict::Wait => {
-                    if let Ok(Wake::Stop) = self.stop.wait_writable(self.tun) {
+                    if let Ok(Wake::Stop) = self.stop.wait_writable(self.tun.queue(queue)) {
                         return Outcome::Stop;
                     }
                 }
@@ -285,12 +323,18 @@ impl Device<'_> {
 
     /// Writes the packets that `item` was merged from as they came: they still lie in the slab,
     /// each header before its body.
-    fn write_originals(&mut self, item: &Item<'_>, slab: &[u8], stats: &Stats) -> Written {
+    fn write_originals(
+        &mut self,
+        queue: usize,
+        item: &Item<'_>,
+        slab: &[u8],
+        stats: &Stats,
+    ) -> Written {
         let Head::Arena(headers) = item.head else { return Written::Done };
         for body in item.bodies() {
             let packet = Span::new(body.offset - headers.len, body.len + headers.len);
             let parts = std::iter::once(packet.of(slab));
-            match self.write(&[0; VNET_HDR_BYTES], parts, false) {
+            match self.write(queue, &[0; VNET_HDR_BYTES], parts, false) {
                 Outcome::Written => {
                     stats.ingress.packets.add(1);
                     stats.ingress.bytes.add(u64::from(packet.len));

@@ -6,6 +6,9 @@
 //! Follow a packet in: [`ingress`] receives it, [`admission`] checks it, [`offload::coalesce`]
 //! merges it with its neighbours, and [`ingress`] writes it to the device.
 //!
+//! The flows are spread over lanes: on the way out a lane is a queue of the device and a UDP source
+//! port, on the way in a socket. A thread serves its lanes in turns (docs/decisions/009).
+//!
 //! The face to the rest of the daemon is small: [`worker::Dataplane`] starts and stops,
 //! [`routes::SharedRoutes`] takes new routes, [`stats::Stats`] shows the counters.
 

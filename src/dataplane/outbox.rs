@@ -9,13 +9,15 @@ use std::sync::atomic::Ordering::Relaxed;
 use tracing::info;
 
 use super::errno::{self, SendVerdict};
-use super::offload::limits::BATCH_MAX_DATAGRAMS;
+use super::offload::arena::HeaderArena;
+use super::offload::limits::{BATCH_HEADERS_BYTES, BATCH_MAX_DATAGRAMS};
 use super::offload::run::{Datagram, Run, RunLimits, SendPlan};
 use super::routes::Routes;
 use super::stats::{Drop, Stats};
 use super::sys::poll::{StopSignal, Wake};
 use super::sys::send::{SendBatch, Sender};
 use super::sys::socket::UdpSocket;
+use super::worker::Shared;
 
 /// Calls that the kernel may answer with "no memory" before a message is dropped.
 const NO_MEMORY_TRIES: u32 = 3;
@@ -26,12 +28,50 @@ const MAX_SPLITS_IN_A_ROW: u32 = 16;
 
 /// Sends plans.
 pub(super) struct Outbox {
-    socket: Arc<UdpSocket>,
     stats: Arc<Stats>,
     stop: Arc<StopSignal>,
     sender: Sender,
     splitter: Sender,
+    limits: RunLimits,
     splits_in_a_row: u32,
+}
+
+/// What was read and planned together.
+pub(super) struct Batch {
+    /// What was read.
+    pub(super) slab: Box<[u8]>,
+    /// Headers written anew.
+    pub(super) arena: HeaderArena,
+    /// What becomes of it.
+    pub(super) plan: SendPlan,
+    /// The runs before this one were sent, or dropped.
+    next_run: usize,
+}
+
+impl Batch {
+    /// An empty batch that can hold so many bytes, and any superpacket.
+    pub(super) fn new(slab_bytes: usize) -> Batch {
+        Batch {
+            slab: vec![0; slab_bytes].into(),
+            arena: HeaderArena::new(BATCH_HEADERS_BYTES),
+            plan: SendPlan::with_capacity(BATCH_MAX_DATAGRAMS, BATCH_MAX_DATAGRAMS),
+            next_run: 0,
+        }
+    }
+
+    /// Begins anew.
+    pub(super) fn clear(&mut self, limits: RunLimits) {
+        self.plan.clear();
+        self.plan.set_limits(limits);
+        self.arena.clear();
+        self.next_run = 0;
+    }
+
+    /// Whether every run was sent.
+    #[inline]
+    pub(super) fn is_sent(&self) -> bool {
+        self.next_run == self.plan.runs().len()
+    }
 }
 
 /// Where a datagram's bytes are.
@@ -48,41 +88,54 @@ impl<'a> Bytes<'a> {
 }
 
 impl Outbox {
-    pub(super) fn new(socket: Arc<UdpSocket>, stats: Arc<Stats>, stop: Arc<StopSignal>) -> Outbox {
+    pub(super) fn new(shared: &Shared, segments: bool) -> Outbox {
         Outbox {
-            socket,
-            stats,
-            stop,
+            stats: Arc::clone(&shared.stats),
+            stop: Arc::clone(&shared.stop),
+            limits: if segments { RunLimits::default() } else { RunLimits::SINGLE },
             sender: Sender::new(BATCH_MAX_DATAGRAMS, 2 * BATCH_MAX_DATAGRAMS),
             splitter: Sender::new(1, 2),
             splits_in_a_row: 0,
         }
     }
 
-    /// Sends every run of `plan`; its heads lie in `arena`, its bodies in `slab`. Lowers the
-    /// plan's limits for the batches to come when the socket turns out to be unable to segment.
+    /// What a run may hold: less once the socket has turned out to be unable to segment.
+    pub(super) fn limits(&self) -> RunLimits {
+        self.limits
+    }
+
+    /// Sends by `socket` the next runs of `batch` until `slice_bytes` are sent, but one run at
+    /// least.
     pub(super) fn send(
         &mut self,
-        plan: &mut SendPlan,
-        arena: &[u8],
-        slab: &[u8],
+        socket: &UdpSocket,
+        batch: &mut Batch,
+        slice_bytes: u32,
         routes: &Routes,
     ) -> Wake {
-        let bytes = Bytes { arena, slab };
-        let mut batch = self.sender.batch();
-        for run in plan.runs() {
+        let plan = &batch.plan;
+        let bytes = Bytes { arena: batch.arena.bytes(), slab: &batch.slab };
+        let runs = &plan.runs()[batch.next_run..];
+        if batch.next_run == 0 && !runs.is_empty() {
+            self.stats.egress.batches.add(1);
+        }
+        let mut messages = self.sender.batch();
+        let mut slice = 0;
+        for run in runs {
             let slices = plan.datagrams(run).flat_map(|datagram| bytes.of(datagram));
             let segment_bytes = (run.count > 1).then_some(run.segment_bytes);
             // The sender has room for as many messages and pieces as a plan has.
-            batch.push(endpoint(routes, run), segment_bytes, slices);
+            messages.push(endpoint(routes, run), segment_bytes, slices);
+            slice += run.total_bytes;
+            if slice >= slice_bytes {
+                break;
+            }
         }
 
-        let runs = plan.runs();
         let mut next = 0;
-        let mut disable = false;
-        while next < batch.len() {
+        while next < messages.len() {
             let run = &runs[next];
-            match hand_over(&mut batch, next, run.count > 1, &self.socket, &self.stop) {
+            match hand_over(&mut messages, next, run.count > 1, socket, &self.stop) {
                 Handed::Sent(count) => {
                     for run in &runs[next..next + count] {
                         if run.count > 1 {
@@ -96,17 +149,22 @@ impl Outbox {
                 }
                 Handed::Stop => return Wake::Stop,
                 Handed::Refused(SendVerdict::SplitRun) => self.splits_in_a_row += 1,
-                Handed::Refused(SendVerdict::DisableSegmentation) => disable = true,
+                Handed::Refused(SendVerdict::DisableSegmentation) => {
+                    self.splits_in_a_row = MAX_SPLITS_IN_A_ROW;
+                }
                 Handed::Refused(_) => {
                     refused(&self.stats, routes, run, run.count);
                     next += 1;
                     continue;
                 }
             }
+            if self.splits_in_a_row >= MAX_SPLITS_IN_A_ROW {
+                disable_segmentation(&mut self.limits, &self.stats);
+            }
             for datagram in plan.datagrams(run) {
                 let mut single = self.splitter.batch();
                 single.push(endpoint(routes, run), None, bytes.of(datagram));
-                match hand_over(&mut single, 0, false, &self.socket, &self.stop) {
+                match hand_over(&mut single, 0, false, socket, &self.stop) {
                     Handed::Sent(_) => sent(&self.stats, routes, run, 1, datagram.len()),
                     Handed::Refused(_) => refused(&self.stats, routes, run, 1),
                     Handed::Stop => return Wake::Stop,
@@ -114,20 +172,19 @@ impl Outbox {
             }
             next += 1;
         }
-        if disable || self.splits_in_a_row >= MAX_SPLITS_IN_A_ROW {
-            self.disable_segmentation(plan);
-        }
+        batch.next_run += next;
         Wake::Ready
     }
+}
 
-    fn disable_segmentation(&mut self, plan: &mut SendPlan) {
-        plan.set_limits(RunLimits::SINGLE);
-        if self.stats.rungs.udp_gso.swap(false, Relaxed) {
-            info!(
-                "the way to the peers refuses UDP segmentation (UDP_SEGMENT): switched off, \
-                 datagrams go out one by one"
-            );
-        }
+/// For all batches to come: every datagram by itself.
+fn disable_segmentation(limits: &mut RunLimits, stats: &Stats) {
+    *limits = RunLimits::SINGLE;
+    if stats.rungs.udp_gso.swap(false, Relaxed) {
+        info!(
+            "the way to the peers refuses UDP segmentation (UDP_SEGMENT): switched off, datagrams \
+             go out one by one"
+        );
     }
 }
 

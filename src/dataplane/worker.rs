@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::io;
+use std::net::SocketAddrV4;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::thread::{self, JoinHandle};
@@ -12,7 +13,7 @@ use super::ingress::Ingress;
 use super::routes::SharedRoutes;
 use super::stats::Stats;
 use super::sys::poll::StopSignal;
-use super::sys::socket::UdpSocket;
+use super::sys::socket::{Sharing, SocketError, UdpSocket, UdpWish};
 use super::sys::tun::{Tun, TunOffload};
 
 /// How much of what arrives is believed.
@@ -39,6 +40,84 @@ pub struct Settings {
     pub one_by_one: bool,
 }
 
+/// How wide a data path is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Width {
+    /// Queues of the TUN device, and UDP source ports: the flows are spread over them, and a flow
+    /// waits for those that share its queue only. With 1, the packets leave by the port where
+    /// datagrams arrive, as flannel's do.
+    pub queues: usize,
+    /// Pairs of threads, one for each direction, which share out the queues.
+    pub pairs: usize,
+}
+
+/// Sockets that share the port, at most: flows of different source ports mostly arrive in
+/// different ones. Each has a receive buffer.
+const MAX_RECEIVERS: usize = 8;
+
+/// The sockets of a data path.
+#[derive(Debug)]
+pub struct Sockets {
+    receivers: Vec<Arc<UdpSocket>>,
+    /// One for each queue of the device: a flow keeps its queue, and so its source port, by which
+    /// network cards and receivers tell flows apart. The receiving one if there is one queue.
+    senders: Vec<Arc<UdpSocket>>,
+    /// One of those that receive, for what the daemon itself has to say.
+    voice: Arc<UdpSocket>,
+    pairs: usize,
+}
+
+impl Sockets {
+    /// Binds to `address` what a data path of this width needs.
+    ///
+    /// # Errors
+    /// See [`SocketError`].
+    pub fn bind(
+        address: SocketAddrV4,
+        wish: UdpWish,
+        width: Width,
+    ) -> Result<Sockets, SocketError> {
+        let pairs = width.pairs.clamp(1, width.queues.max(1));
+        let count = width.queues.clamp(1, MAX_RECEIVERS.max(pairs));
+        // Sharing would hide another daemon's sockets: this one finds them.
+        let alone = UdpSocket::bind(address, wish, Sharing::Never)?;
+        if count == 1 {
+            let voice = Arc::new(alone);
+            let (receivers, senders) = (vec![Arc::clone(&voice)], vec![Arc::clone(&voice)]);
+            return Ok(Sockets { receivers, senders, voice, pairs });
+        }
+        drop(alone);
+        let bind = || UdpSocket::bind(address, wish, Sharing::Group).map(Arc::new);
+        let voice = bind()?;
+        let mut receivers = vec![Arc::clone(&voice)];
+        for _ in 1..count {
+            receivers.push(bind()?);
+        }
+        let senders = (0..width.queues)
+            .map(|_| UdpSocket::sender(*address.ip(), wish).map(Arc::new))
+            .collect::<Result<_, _>>()?;
+        Ok(Sockets { receivers, senders, voice, pairs })
+    }
+
+    /// Bytes of all receive buffers that the kernel granted, its own book-keeping included.
+    #[must_use]
+    pub fn receive_buffer_bytes(&self) -> usize {
+        self.receivers.iter().map(|socket| socket.receive_buffer_bytes()).sum()
+    }
+}
+
+/// What the threads of one pair share.
+pub(super) struct Shared {
+    pub(super) settings: Settings,
+    pub(super) tun: Arc<Tun>,
+    /// Of the sockets that receive, those of this pair.
+    pub(super) receivers: Vec<Arc<UdpSocket>>,
+    /// One of all sockets that receive: what we say ourselves comes from the port where we listen.
+    pub(super) voice: Arc<UdpSocket>,
+    pub(super) stats: Arc<Stats>,
+    pub(super) stop: Arc<StopSignal>,
+}
+
 /// Why a thread ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Exit {
@@ -56,54 +135,68 @@ pub struct Dataplane {
 }
 
 impl Dataplane {
-    /// Starts one thread per direction. When the device is deleted from outside both end, and
-    /// `on_device_gone` is called by each.
+    /// Starts the pairs of threads, and shares queues and sockets out among them. When the device is deleted from outside all end, and `on_device_gone` is called
+    /// by each.
     ///
     /// # Errors
     /// When there is no descriptor or no thread to be had.
     pub fn start(
         settings: Settings,
         tun: Tun,
-        socket: Arc<UdpSocket>,
+        sockets: &Sockets,
         routes: &SharedRoutes,
         stats: &Arc<Stats>,
         on_device_gone: impl Fn() + Send + Sync + 'static,
     ) -> io::Result<Dataplane> {
-        let rungs = &stats.rungs;
-        rungs.tun_tso.store(tun.offload() >= TunOffload::Tso, Relaxed);
-        rungs.tun_uso.store(tun.offload() >= TunOffload::TsoUso, Relaxed);
-        rungs.merging.store(tun.offload() >= TunOffload::Tso, Relaxed);
-        rungs.udp_gso.store(socket.segments(), Relaxed);
-        rungs.udp_gro.store(socket.merges(), Relaxed);
-
-        let tun = Arc::new(tun);
-        let mut dataplane = Dataplane { stop: Arc::new(StopSignal::new()?), threads: Vec::new() };
+        let (tun, stop) = (Arc::new(tun), Arc::new(StopSignal::new()?));
+        let mut dataplane = Dataplane { stop: Arc::clone(&stop), threads: Vec::new() };
         let on_device_gone = Arc::new(on_device_gone);
         let ended = move |exit: Exit| {
             if exit == Exit::DeviceGone {
                 on_device_gone();
             }
         };
-        let (stop, reader) = (&dataplane.stop, || routes.reader());
-        let egress = Egress::new(
-            settings,
-            Arc::clone(&tun),
-            Arc::clone(&socket),
-            reader(),
-            Arc::clone(stats),
-            Arc::clone(stop),
-        );
-        let ingress =
-            Ingress::new(settings, tun, socket, reader(), Arc::clone(stats), Arc::clone(stop));
-        let egress_ended = ended.clone();
-        // Thread names are cut to 15 bytes in /proc and ps.
-        dataplane.spawn("flannel-egress", move || egress_ended(egress.run()))?;
-        dataplane.spawn("flannel-ingress", move || ended(ingress.run()))?;
+        for pair in 0..sockets.pairs {
+            let mine = |count| (pair..count).step_by(sockets.pairs);
+            let receivers =
+                mine(sockets.receivers.len()).map(|n| Arc::clone(&sockets.receivers[n])).collect();
+            // A device without offload has one queue, whatever was wished.
+            let queues = mine(tun.queues().min(sockets.senders.len()))
+                .map(|queue| (queue, Arc::clone(&sockets.senders[queue])))
+                .collect();
+            let shared = Shared {
+                settings,
+                tun: Arc::clone(&tun),
+                receivers,
+                voice: Arc::clone(&sockets.voice),
+                stats: Arc::clone(stats),
+                stop: Arc::clone(&stop),
+            };
+            let ingress = Ingress::new(&shared, routes.reader())?;
+            let egress = Egress::new(&shared, queues, routes.reader())?;
+            let (egress_ended, ingress_ended) = (ended.clone(), ended.clone());
+            // Thread names are cut to 15 bytes in /proc and ps.
+            dataplane.spawn("flannel-egress", pair, move || egress_ended(egress.run()))?;
+            dataplane.spawn("flannel-ingress", pair, move || ingress_ended(ingress.run()))?;
+        }
+        let rungs = &stats.rungs;
+        let offload = tun.offload();
+        rungs.tun_tso.store(offload >= TunOffload::Tso, Relaxed);
+        rungs.tun_uso.store(offload >= TunOffload::TsoUso, Relaxed);
+        rungs.merging.store(offload >= TunOffload::Tso, Relaxed);
+        rungs.udp_gso.store(sockets.senders.iter().all(|socket| socket.segments()), Relaxed);
+        rungs.udp_gro.store(sockets.receivers.iter().all(|socket| socket.merges()), Relaxed);
         Ok(dataplane)
     }
 
-    fn spawn(&mut self, name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
-        self.threads.push(thread::Builder::new().name(name.to_owned()).spawn(body)?);
+    fn spawn(
+        &mut self,
+        name: &str,
+        pair: usize,
+        body: impl FnOnce() + Send + 'static,
+    ) -> io::Result<()> {
+        let name = if pair == 0 { name.to_owned() } else { format!("{name}{pair}") };
+        self.threads.push(thread::Builder::new().name(name).spawn(body)?);
         Ok(())
     }
 

@@ -21,6 +21,9 @@ const DONT_FRAGMENT: u16 = 0x4000;
 const MORE_FRAGMENTS: u16 = 0x2000;
 const OFFSET_MASK: u16 = 0x1fff;
 
+/// Of [`Ipv4View::flags_and_offset`]: not zero in a fragment only.
+pub(super) const FRAGMENT_MASK: u16 = MORE_FRAGMENTS | OFFSET_MASK;
+
 /// A packet whose IPv4 header was checked for version and lengths; not for its checksum.
 #[derive(Clone, Copy, Debug)]
 pub struct Ipv4View<'a> {
@@ -132,7 +135,7 @@ impl<'a> Ipv4View<'a> {
     /// Whether the packet is a piece of a larger one, the first piece included.
     #[inline]
     pub fn is_fragment(&self) -> bool {
-        self.flags_and_offset() & (MORE_FRAGMENTS | OFFSET_MASK) != 0
+        self.flags_and_offset() & FRAGMENT_MASK != 0
     }
 
     /// Time to live, in hops.

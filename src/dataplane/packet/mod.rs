@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod checksum;
+pub mod flow;
 pub mod icmp;
 pub mod ipv4;
 pub mod tcp;

@@ -130,13 +130,13 @@ impl Receiver {
 #[cfg(test)]
 mod tests {
     use super::super::send::Sender;
-    use super::super::socket::{UdpSocket, UdpWish};
+    use super::super::socket::{Sharing, UdpSocket, UdpWish};
     use super::*;
 
     fn pair(gso: bool, gro: bool) -> (UdpSocket, UdpSocket, SocketAddrV4) {
         let any = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0);
-        let a = UdpSocket::bind(any, UdpWish { gso, gro }).unwrap();
-        let b = UdpSocket::bind(any, UdpWish { gso, gro }).unwrap();
+        let a = UdpSocket::bind(any, UdpWish { gso, gro }, Sharing::Never).unwrap();
+        let b = UdpSocket::bind(any, UdpWish { gso, gro }, Sharing::Never).unwrap();
         let to = socket2::SockRef::from(&b).local_addr().unwrap().as_socket_ipv4().unwrap();
         (a, b, to)
     }

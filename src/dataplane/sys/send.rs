@@ -6,7 +6,7 @@ use std::mem;
 use std::net::SocketAddrV4;
 use std::os::fd::{AsFd, AsRawFd};
 
-use libc::{c_int, c_uint, iovec, mmsghdr, sockaddr_in};
+use libc::{c_uint, iovec, mmsghdr, sockaddr_in};
 
 use super::cmsg::SegmentSize;
 
@@ -137,4 +137,3 @@ fn sockaddr(address: SocketAddrV4) -> sockaddr_in {
 }
 
 // sendmmsg takes `unsigned int vlen` and clamps it to UIO_MAXIOV (net/socket.c).
-const _: () = assert!(size_of::<c_int>() == size_of::<c_uint>());

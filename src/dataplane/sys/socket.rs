@@ -1,17 +1,21 @@
 //! The UDP socket: creating, tuning and probing it.
 
 use std::io;
-use std::net::SocketAddrV4;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use libc::c_int;
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 use thiserror::Error;
 
 /// Bytes of socket buffer that are asked for, each way: 10 Gbit/s for 5 ms, the time that a busy
 /// two-core host may leave our thread waiting for its turn. The kernel doubles the figure for its
 /// own book-keeping.
-pub const SOCKET_BUFFER_BYTES: usize = 6 << 20;
+const SOCKET_BUFFER_BYTES: usize = 6 << 20;
+
+/// The same for each socket of a group, which gets a part of the traffic: a flood must fill all of
+/// them to take the most memory.
+const GROUP_BUFFER_BYTES: usize = 3 << 20;
 
 /// Why there is no socket.
 #[derive(Debug, Error)]
@@ -52,12 +56,41 @@ pub struct UdpWish {
     pub gro: bool,
 }
 
+/// Whether other sockets may have the same address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sharing {
+    /// None.
+    Never,
+    /// Those that say so too: the kernel spreads the senders over them (`SO_REUSEPORT`, Linux 3.9).
+    Group,
+}
+
 impl UdpSocket {
+    /// A socket on a free port of `address` that only sends: what arrives there is dropped by the
+    /// kernel, for nobody reads it.
+    ///
+    /// # Errors
+    /// See [`SocketError`].
+    pub fn sender(address: Ipv4Addr, wish: UdpWish) -> Result<UdpSocket, SocketError> {
+        let address = SocketAddrV4::new(address, 0);
+        let socket = UdpSocket::bind(address, UdpWish { gro: false, ..wish }, Sharing::Never)?;
+        // The classic BPF program "return 0": keep nothing of any packet.
+        let drop_all = [SockFilter::new((libc::BPF_RET | libc::BPF_K) as u16, 0, 0, 0)];
+        socket2::SockRef::from(&socket.fd)
+            .attach_filter(&drop_all)
+            .map_err(|source| SocketError::Other { address, source })?;
+        Ok(socket)
+    }
+
     /// Binds to `address` and asks the kernel for what is wished.
     ///
     /// # Errors
     /// See [`SocketError`].
-    pub fn bind(address: SocketAddrV4, wish: UdpWish) -> Result<UdpSocket, SocketError> {
+    pub fn bind(
+        address: SocketAddrV4,
+        wish: UdpWish,
+        sharing: Sharing,
+    ) -> Result<UdpSocket, SocketError> {
         let explain = |source: io::Error| match source.raw_os_error() {
             Some(libc::EADDRINUSE) => SocketError::InUse(address),
             Some(libc::EADDRNOTAVAIL) => SocketError::NoSuchAddress(address),
@@ -66,13 +99,17 @@ impl UdpSocket {
         // socket2 sets close-on-exec.
         let socket =
             Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP)).map_err(explain)?;
+        socket.set_reuse_port(sharing == Sharing::Group).map_err(explain)?;
         socket.bind(&address.into()).map_err(explain)?;
         socket.set_nonblocking(true).map_err(explain)?;
 
         for (force, plain) in
             [(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF), (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF)]
         {
-            let bytes = SOCKET_BUFFER_BYTES as c_int;
+            let bytes = match sharing {
+                Sharing::Never => SOCKET_BUFFER_BYTES as c_int,
+                Sharing::Group => GROUP_BUFFER_BYTES as c_int,
+            };
             // Without CAP_NET_ADMIN the sysctl's limit holds: smaller bursts survive, no more.
             let _ = set(&socket, libc::SOL_SOCKET, force, bytes)
                 .or_else(|_| set(&socket, libc::SOL_SOCKET, plain, bytes));
@@ -128,8 +165,6 @@ fn set(socket: &Socket, level: c_int, option: c_int, value: c_int) -> io::Result
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
-
     use super::*;
 
     const BOTH: UdpWish = UdpWish { gso: true, gro: true };
@@ -137,24 +172,49 @@ mod tests {
     #[test]
     fn a_port_in_use_is_named() {
         let any = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0);
-        let first = UdpSocket::bind(any, BOTH).unwrap();
-        let address =
-            socket2::SockRef::from(&first.fd).local_addr().unwrap().as_socket_ipv4().unwrap();
-        let error = UdpSocket::bind(address, BOTH).unwrap_err();
+        let first = UdpSocket::bind(any, BOTH, Sharing::Never).unwrap();
+        let address = address_of(&first);
+        let error = UdpSocket::bind(address, BOTH, Sharing::Never).unwrap_err();
         assert!(error.to_string().contains(&format!("UDP port {address} is in use")), "{error}");
     }
 
     #[test]
     fn a_foreign_address_is_named() {
         let foreign = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 1), 0);
-        let error = UdpSocket::bind(foreign, BOTH).unwrap_err();
+        let error = UdpSocket::bind(foreign, BOTH, Sharing::Never).unwrap_err();
         assert!(error.to_string().contains("192.0.2.1:0 is no address of this host"), "{error}");
     }
 
     #[test]
     fn what_is_not_wished_is_not_used() {
         let any = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0);
-        let socket = UdpSocket::bind(any, UdpWish { gso: false, gro: false }).unwrap();
+        let socket =
+            UdpSocket::bind(any, UdpWish { gso: false, gro: false }, Sharing::Never).unwrap();
         assert!(!socket.segments() && !socket.merges());
+    }
+
+    #[test]
+    fn only_a_group_shares_a_port() {
+        let any = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0);
+        let first = UdpSocket::bind(any, BOTH, Sharing::Group).unwrap();
+        let address = address_of(&first);
+        let second = UdpSocket::bind(address, BOTH, Sharing::Group).unwrap();
+        assert_eq!(address_of(&second), address);
+        let stranger = UdpSocket::bind(address, BOTH, Sharing::Never);
+        assert!(matches!(stranger, Err(SocketError::InUse(_))));
+    }
+
+    #[test]
+    fn nothing_is_queued_at_a_sender() {
+        let sender = UdpSocket::sender(Ipv4Addr::LOCALHOST, BOTH).unwrap();
+        let other = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        other.send_to(b"x", address_of(&sender)).unwrap();
+        // Loopback has delivered, or dropped, when the call returns.
+        assert_eq!(rustix::io::ioctl_fionread(&sender.fd).unwrap(), 0);
+        assert!(!sender.merges());
+    }
+
+    fn address_of(socket: &UdpSocket) -> SocketAddrV4 {
+        socket2::SockRef::from(&socket.fd).local_addr().unwrap().as_socket_ipv4().unwrap()
     }
 }

@@ -5,6 +5,7 @@ use std::marker::PhantomData;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 
 use libc::{c_uint, iovec};
+use rustix::fs::{Mode, OFlags};
 use thiserror::Error;
 
 use crate::dataplane::offload::limits::{TCP_MERGE_MAX_SEGMENTS, VNET_HDR_BYTES};
@@ -60,47 +61,64 @@ pub enum TunError {
     },
 }
 
-/// An open TUN device. The kernel removes it when the last descriptor is closed.
+/// An open TUN device, with a descriptor for each of its queues. The kernel removes it when the last
+/// descriptor is closed.
 #[derive(Debug)]
 pub struct Tun {
-    fd: OwnedFd,
+    queues: Vec<OwnedFd>,
     name: String,
     offload: TunOffload,
 }
 
 impl Tun {
-    /// Creates the device with the most offload up to `most` that this kernel has.
+    /// Creates the device with the most offload up to `most` that this kernel has, and so many
+    /// queues: the kernel spreads the flows over them. Without offload it has one.
     ///
     /// `name` may hold `%d`, which the kernel replaces by the first free number.
     ///
     /// # Errors
     /// See [`TunError`].
-    pub fn create(name: &str, most: TunOffload) -> Result<Tun, TunError> {
-        let tun = Tun::open(name, most)?;
-        if tun.offload == TunOffload::None && most != TunOffload::None {
-            // Without offload there is nothing that the header could say: open without it. The
-            // device of the first try goes with its descriptor.
+    pub fn create(name: &str, most: TunOffload, queues: usize) -> Result<Tun, TunError> {
+        if most == TunOffload::None {
+            return Tun::open(name, false);
+        }
+        let mut tun =
+            if queues > 1 { Tun::open_queues(name, queues)? } else { Tun::open(name, true)? };
+        // The offloads are the device's, whichever queue they are set by.
+        tun.offload = probe_offload(tun.queue(0), most);
+        if tun.offload == TunOffload::None {
+            // There is nothing that the header could say: open without it. The device of the
+            // first try goes with its descriptors.
             drop(tun);
-            return Tun::open(name, TunOffload::None);
+            return Tun::open(name, false);
         }
         Ok(tun)
     }
 
-    fn open(name: &str, most: TunOffload) -> Result<Tun, TunError> {
-        let with_header = most != TunOffload::None;
+    fn open(name: &str, with_header: bool) -> Result<Tun, TunError> {
         let mut configuration = tun::Configuration::default();
         configuration.tun_name(name).platform_config(|platform| {
             // Addresses, MTU and routes are set by netlink (`host::netlink`), not by this crate.
             platform.vnet_hdr(with_header).ensure_root_privileges(false);
         });
-        let device = tun::create(&configuration).map_err(|error| explain(name, error))?;
-        let other = |source: io::Error| TunError::Other { name: name.to_owned(), source };
-        let name = tun::AbstractDevice::tun_name(&device).map_err(|error| explain(name, error))?;
+        let explain = |error: tun::Error| explain(name, io::Error::from(error));
+        let device = tun::create(&configuration).map_err(explain)?;
+        let given = tun::AbstractDevice::tun_name(&device).map_err(explain)?;
         // SAFETY: into_raw_fd gives up ownership of an open descriptor, which nobody else holds.
         let fd = unsafe { OwnedFd::from_raw_fd(device.into_raw_fd()) };
-        rustix::io::ioctl_fionbio(&fd, true).map_err(|errno| other(errno.into()))?;
-        let offload = if with_header { probe_offload(fd.as_fd(), most) } else { TunOffload::None };
-        Ok(Tun { fd, name, offload })
+        rustix::io::ioctl_fionbio(&fd, true).map_err(|errno| self::explain(name, errno.into()))?;
+        Ok(Tun { queues: vec![fd], name: given, offload: TunOffload::None })
+    }
+
+    /// The `tun` crate has no queues (since 0.7), so these are opened here.
+    fn open_queues(name: &str, queues: usize) -> Result<Tun, TunError> {
+        let (first, given) = open_queue(name).map_err(|error| explain(name, error))?;
+        let mut tun = Tun { queues: vec![first], name: given, offload: TunOffload::None };
+        while tun.queues.len() < queues {
+            let (queue, _) = open_queue(&tun.name).map_err(|error| explain(name, error))?;
+            tun.queues.push(queue);
+        }
+        Ok(tun)
     }
 
     /// The name that the kernel gave.
@@ -115,28 +133,67 @@ impl Tun {
         self.offload
     }
 
-    /// Reads one packet or superpacket behind its virtio header into `buffer`; returns the bytes
+    /// How many queues the device has: 1 at least.
+    #[must_use]
+    pub fn queues(&self) -> usize {
+        self.queues.len()
+    }
+
+    /// The descriptor of one queue, counted from 0.
+    #[must_use]
+    pub fn queue(&self, queue: usize) -> BorrowedFd<'_> {
+        self.queues[queue].as_fd()
+    }
+
+    /// The queue that packets of the flow with this number are written to. What answers them comes
+    /// out of the same one: the kernel remembers it (drivers/net/tun.c, tun_flow_update).
+    #[inline]
+    #[must_use]
+    pub fn queue_of(&self, flow: u32) -> usize {
+        ((u64::from(flow) * self.queues.len() as u64) >> 32) as usize
+    }
+
+    /// Reads from `queue` one packet or superpacket behind its virtio header into `buffer`; returns the bytes
     /// of both. A device without the header gets one of zeros.
     ///
     /// # Errors
     /// What `read` reports; `WouldBlock` when nothing waits.
     #[inline]
-    pub fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+    pub fn read(&self, queue: usize, buffer: &mut [u8]) -> io::Result<usize> {
+        let fd = &self.queues[queue];
         if self.offload != TunOffload::None {
-            return Ok(rustix::io::read(&self.fd, buffer)?);
+            return Ok(rustix::io::read(fd, buffer)?);
         }
         let (header, packet) =
             buffer.split_at_mut_checked(VNET_HDR_BYTES).ok_or(io::ErrorKind::InvalidInput)?;
-        let bytes = rustix::io::read(&self.fd, packet)?;
+        let bytes = rustix::io::read(fd, packet)?;
         header.fill(0);
         Ok(VNET_HDR_BYTES + bytes)
     }
 }
 
-impl AsFd for Tun {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
+/// Opens one queue of a device, which is made if there is none of that name, or attached to if it
+/// has many queues.
+fn open_queue(name: &str) -> io::Result<(OwnedFd, String)> {
+    let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let fd = rustix::fs::open("/dev/net/tun", flags, Mode::empty())?;
+    // SAFETY: ifreq is a C structure of integers and pointers; all zeros is a valid value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // The last byte stays zero.
+    if name.len() >= request.ifr_name.len() {
+        return Err(io::ErrorKind::InvalidInput.into());
     }
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    let flags = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE;
+    request.ifr_ifru.ifru_flags = flags as libc::c_short;
+    // SAFETY: TUNSETIFF reads and writes one ifreq (drivers/net/tun.c, __tun_chr_ioctl).
+    if unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETIFF, &raw mut request) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let given = request.ifr_name.iter().map(|&byte| byte as u8).take_while(|&byte| byte != 0);
+    Ok((fd, String::from_utf8_lossy(&given.collect::<Vec<u8>>()).into_owned()))
 }
 
 /// Asks for the offloads by setting them: USO in a second step, since a kernel that does not know
@@ -158,9 +215,8 @@ fn set_offload(fd: BorrowedFd<'_>, mask: c_uint) -> bool {
     unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(mask)) == 0 }
 }
 
-fn explain(name: &str, error: tun::Error) -> TunError {
+fn explain(name: &str, source: io::Error) -> TunError {
     let name = name.to_owned();
-    let source = io::Error::from(error);
     match source.raw_os_error() {
         Some(libc::ENOENT | libc::ENXIO | libc::ENODEV) => TunError::NoDriver,
         Some(libc::EPERM | libc::EACCES) => TunError::NotPermitted { name },
@@ -186,19 +242,27 @@ impl TunWriter {
         TunWriter { pieces: vec![none; MAX_PIECES].into() }
     }
 
-    /// Gathers one packet for `tun`: its virtio header, which is left out if the device has none,
+    /// Gathers one packet for a queue of `tun`: its virtio header, which is left out if the device has none,
     /// and the pieces of the packet.
     #[inline]
     pub fn gather<'w, 'data>(
         &'w mut self,
         tun: &'w Tun,
+        queue: usize,
         vnet_hdr: &'data [u8; VNET_HDR_BYTES],
         packet: impl IntoIterator<Item = &'data [u8]>,
     ) -> TunWrite<'w, 'data> {
         let with_header = tun.offload != TunOffload::None;
         let header = with_header.then_some(vnet_hdr.as_slice());
-        let mut write =
-            TunWrite { writer: self, tun, count: 0, bytes: 0, fits: true, data: PhantomData };
+        let mut write = TunWrite {
+            writer: self,
+            tun,
+            queue,
+            count: 0,
+            bytes: 0,
+            fits: true,
+            data: PhantomData,
+        };
         for piece in header.into_iter().chain(packet) {
             let Some(slot) = write.writer.pieces.get_mut(write.count) else {
                 write.fits = false;
@@ -222,6 +286,7 @@ impl Default for TunWriter {
 pub struct TunWrite<'w, 'data> {
     writer: &'w mut TunWriter,
     tun: &'w Tun,
+    queue: usize,
     count: usize,
     bytes: usize,
     fits: bool,
@@ -243,7 +308,7 @@ impl TunWrite<'_, '_> {
         // from them.
         let written = unsafe {
             libc::writev(
-                self.tun.fd.as_raw_fd(),
+                self.tun.queue(self.queue).as_raw_fd(),
                 self.writer.pieces.as_ptr(),
                 self.count as libc::c_int,
             )
