@@ -101,10 +101,14 @@ impl UdpBackend {
     /// See [`BackendError`].
     pub fn prepare(
         config: &NetworkConfig,
-        options: UdpOptions,
+        mut options: UdpOptions,
         external: &ExternalInterface,
         host: Host,
     ) -> Result<UdpBackend, BackendError> {
+        if options.tun_offload == TunOffload::None {
+            // Such a device has one queue.
+            options.width = Width { queues: 1, pairs: 1 };
+        }
         let port = config.backend.udp_port()?;
         // An IPv4 packet has at most 65,535 bytes, whatever the link takes (loopback: 65,536).
         let link_mtu = external.mtu.min(u32::from(u16::MAX));
