@@ -35,6 +35,7 @@ impl BusyPoll {
                 return found;
             }
             if !self.looks_again(Instant::now()) {
+                self.idle_since = None;
                 return poller.wait();
             }
             yield_now();
@@ -54,6 +55,7 @@ impl BusyPoll {
 
 #[cfg(test)]
 mod tests {
+    use super::super::sys::poll::StopSignal;
     use super::*;
 
     #[test]
@@ -71,5 +73,18 @@ mod tests {
     #[test]
     fn a_window_of_zero_never_looks_again() {
         assert!(!BusyPoll::new(Duration::ZERO).looks_again(Instant::now()));
+    }
+
+    #[test]
+    fn who_was_woken_looks_again_afterwards() {
+        let stop = StopSignal::new().unwrap();
+        let poller = Poller::new(&stop).unwrap();
+        let mut busy_poll = BusyPoll::new(Duration::from_nanos(1));
+        std::thread::scope(|scope| {
+            scope.spawn(|| stop.set());
+            assert!(!busy_poll.look(&poller, false).is_empty());
+        });
+        let now = Instant::now();
+        assert!(busy_poll.looks_again(now));
     }
 }
