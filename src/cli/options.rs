@@ -9,7 +9,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 use super::{UsageError, Values};
-use crate::dataplane::sys::poll::POLLER_MAX;
+use crate::dataplane::sys::poll::POLL_MAX;
 use crate::dataplane::worker::SourceCheck;
 
 /// A device's name has at most 15 bytes (Linux `IFNAMSIZ`, with the final zero).
@@ -20,7 +20,7 @@ const MAX_DEVICE_NAME_BYTES: usize = 15;
 const DEFAULT_QUEUES: usize = 16;
 
 /// Most queues: what one thread can watch.
-const MAX_QUEUES: usize = POLLER_MAX;
+const MAX_QUEUES: usize = POLL_MAX;
 
 /// Most pairs of threads: more than any network card that CPUs can feed through copies needs.
 const MAX_THREADS: usize = 16;

@@ -6,10 +6,11 @@
 //! so that a busy host loses nothing by it (docs/decisions/008).
 #![forbid(unsafe_code)]
 
+use std::os::fd::BorrowedFd;
 use std::thread::yield_now;
 use std::time::{Duration, Instant};
 
-use super::sys::poll::{Poller, Ready};
+use super::sys::poll::{Ready, StopSignal};
 
 /// How long one thread goes on looking.
 #[derive(Debug)]
@@ -24,19 +25,22 @@ impl BusyPoll {
         BusyPoll { window, idle_since: None }
     }
 
-    /// What `poller` finds: at once if the thread is `busy` with something else, else after
-    /// looking again for the window, or waiting.
+    /// Which of `fds` hold something: at once if the thread is `busy` with something else, else
+    /// after looking again for the window, or waiting.
     #[inline]
-    pub(super) fn look(&mut self, poller: &Poller, busy: bool) -> Ready {
+    pub(super) fn look<'fd, I>(&mut self, stop: &'fd StopSignal, fds: I, busy: bool) -> Ready
+    where
+        I: Iterator<Item = BorrowedFd<'fd>> + Clone,
+    {
         loop {
-            let found = poller.look();
+            let found = stop.look(fds.clone());
             if busy || !found.is_empty() {
                 self.idle_since = None;
                 return found;
             }
             if !self.looks_again(Instant::now()) {
                 self.idle_since = None;
-                return poller.wait();
+                return stop.wait_any(fds);
             }
             yield_now();
         }
@@ -55,7 +59,6 @@ impl BusyPoll {
 
 #[cfg(test)]
 mod tests {
-    use super::super::sys::poll::StopSignal;
     use super::*;
 
     #[test]
@@ -78,11 +81,10 @@ mod tests {
     #[test]
     fn who_was_woken_looks_again_afterwards() {
         let stop = StopSignal::new().unwrap();
-        let poller = Poller::new(&stop).unwrap();
         let mut busy_poll = BusyPoll::new(Duration::from_nanos(1));
         std::thread::scope(|scope| {
             scope.spawn(|| stop.set());
-            assert!(!busy_poll.look(&poller, false).is_empty());
+            assert!(!busy_poll.look(&stop, std::iter::empty(), false).is_empty());
         });
         let now = Instant::now();
         assert!(busy_poll.looks_again(now));

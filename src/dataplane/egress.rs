@@ -4,7 +4,6 @@
 //! the device holds now, up to the size of the slab; nothing waits for a batch to fill.
 #![forbid(unsafe_code)]
 
-use std::io;
 use std::sync::Arc;
 
 use super::answers::Answers;
@@ -24,7 +23,7 @@ use super::packet::icmp::IcmpError;
 use super::packet::ipv4::{self, Ipv4View};
 use super::routes::{Routes, RoutesReader};
 use super::stats::{Drop, Stats};
-use super::sys::poll::{Poller, StopSignal, Wake};
+use super::sys::poll::{StopSignal, Wake};
 use super::sys::socket::UdpSocket;
 use super::sys::tun::Tun;
 use super::worker::{Exit, Settings, Shared};
@@ -51,7 +50,6 @@ pub(super) struct Egress {
     stop: Arc<StopSignal>,
     routes: RoutesReader,
     busy_poll: BusyPoll,
-    poller: Poller,
     lanes: Vec<Lane>,
     carrier: Carrier,
 }
@@ -93,13 +91,9 @@ impl Egress {
         shared: &Shared,
         queues: Vec<(usize, Arc<UdpSocket>)>,
         routes: RoutesReader,
-    ) -> io::Result<Egress> {
-        let poller = Poller::new(&shared.stop)?;
-        let mut lanes = Vec::with_capacity(queues.len());
-        for (queue, socket) in queues {
-            poller.watch(shared.tun.queue(queue), lanes.len())?;
-            lanes.push(Lane::new(queue, socket));
-        }
+    ) -> Egress {
+        let lanes: Vec<Lane> =
+            queues.into_iter().map(|(queue, socket)| Lane::new(queue, socket)).collect();
         let carrier = Carrier {
             planner: Planner {
                 settings: shared.settings,
@@ -113,7 +107,7 @@ impl Egress {
             stop: Arc::clone(&shared.stop),
         };
         let busy_poll = BusyPoll::new(shared.settings.busy_poll);
-        Ok(Egress { stop: Arc::clone(&shared.stop), routes, busy_poll, poller, lanes, carrier })
+        Egress { stop: Arc::clone(&shared.stop), routes, busy_poll, lanes, carrier }
     }
 
     /// Carries packets until it is told to stop or the device is gone.
@@ -140,7 +134,9 @@ impl Egress {
         if busy && self.lanes.len() == 1 {
             return;
         }
-        let found = self.busy_poll.look(&self.poller, busy);
+        let tun = &self.carrier.tun;
+        let fds = self.lanes.iter().map(|lane| tun.queue(lane.queue));
+        let found = self.busy_poll.look(&self.stop, fds, busy);
         for (index, lane) in self.lanes.iter_mut().enumerate() {
             lane.ready |= found.contains(index);
         }

@@ -4,7 +4,7 @@
 //! the socket holds now, up to the number of slots.
 #![forbid(unsafe_code)]
 
-use std::io;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -21,7 +21,7 @@ use super::packet::icmp::IcmpError;
 use super::packet::{flow, ipv4};
 use super::routes::{Routes, RoutesReader};
 use super::stats::{Drop, Stats};
-use super::sys::poll::{Poller, StopSignal, Wake};
+use super::sys::poll::{StopSignal, Wake};
 use super::sys::receive::{Message, Receiver};
 use super::sys::socket::UdpSocket;
 use super::sys::tun::{Tun, TunOffload, TunWriter};
@@ -42,7 +42,6 @@ pub(super) struct Ingress {
     stop: Arc<StopSignal>,
     routes: RoutesReader,
     busy_poll: BusyPoll,
-    poller: Poller,
     lanes: Vec<Lane>,
     receiver: Receiver,
     slots: usize,
@@ -79,14 +78,13 @@ enum Written {
 }
 
 impl Ingress {
-    pub(super) fn new(shared: &Shared, routes: RoutesReader) -> io::Result<Ingress> {
+    pub(super) fn new(shared: &Shared, routes: RoutesReader) -> Ingress {
         let settings = shared.settings;
-        let poller = Poller::new(&shared.stop)?;
-        let mut lanes = Vec::with_capacity(shared.receivers.len());
-        for socket in &shared.receivers {
-            poller.watch(&**socket, lanes.len())?;
-            lanes.push(Lane { socket: Arc::clone(socket), ready: false, kernel_drops: 0 });
-        }
+        let lanes = shared.receivers.iter().map(|socket| Lane {
+            socket: Arc::clone(socket),
+            ready: false,
+            kernel_drops: 0,
+        });
         let (slots, slot_bytes) = if shared.receivers.iter().all(|socket| socket.merges()) {
             (TRAIN_SLOTS, TRAIN_SLOT_BYTES)
         } else {
@@ -106,16 +104,15 @@ impl Ingress {
             stats: Arc::clone(&shared.stats),
             stop: Arc::clone(&shared.stop),
         };
-        Ok(Ingress {
+        Ingress {
             stop: Arc::clone(&shared.stop),
             routes,
             busy_poll: BusyPoll::new(settings.busy_poll),
-            poller,
-            lanes,
+            lanes: lanes.collect(),
             receiver: Receiver::new(slots, slot_bytes),
             slots,
             batch,
-        })
+        }
     }
 
     /// Carries packets until it is told to stop or the device is gone.
@@ -157,7 +154,8 @@ impl Ingress {
         if busy && self.lanes.len() == 1 {
             return;
         }
-        let found = self.busy_poll.look(&self.poller, busy);
+        let fds = self.lanes.iter().map(|lane| lane.socket.as_fd());
+        let found = self.busy_poll.look(&self.stop, fds, busy);
         for (index, lane) in self.lanes.iter_mut().enumerate() {
             lane.ready |= found.contains(index);
         }

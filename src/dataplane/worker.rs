@@ -172,8 +172,8 @@ impl Dataplane {
                 stats: Arc::clone(stats),
                 stop: Arc::clone(&stop),
             };
-            let ingress = Ingress::new(&shared, routes.reader())?;
-            let egress = Egress::new(&shared, queues, routes.reader())?;
+            let ingress = Ingress::new(&shared, routes.reader());
+            let egress = Egress::new(&shared, queues, routes.reader());
             let (egress_ended, ingress_ended) = (ended.clone(), ended.clone());
             // Thread names are cut to 15 bytes in /proc and ps.
             dataplane.spawn("flannel-egress", pair, move || egress_ended(egress.run()))?;

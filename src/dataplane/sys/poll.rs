@@ -2,11 +2,10 @@
 #![forbid(unsafe_code)]
 
 use std::io;
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, epoll, eventfd, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
 
 /// Tells every data-path thread to stop.
@@ -18,7 +17,7 @@ pub struct StopSignal {
     set: AtomicBool,
 }
 
-/// Why [`StopSignal::wait`] came back.
+/// Why [`StopSignal::wait_writable`] came back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wake {
     /// The descriptor is ready, or has an error that the next call on it reports.
@@ -44,32 +43,12 @@ impl StopSignal {
         let _ = rustix::io::write(&self.eventfd, &1_u64.to_ne_bytes());
     }
 
-    /// Waits until `fd` can be read.
-    ///
-    /// # Errors
-    /// When the kernel has no memory for it.
-    pub fn wait_readable(&self, fd: impl AsFd) -> io::Result<Wake> {
-        self.wait(fd, PollFlags::IN)
-    }
-
     /// Waits until `fd` can be written.
     ///
     /// # Errors
     /// When the kernel has no memory for it.
     pub fn wait_writable(&self, fd: impl AsFd) -> io::Result<Wake> {
-        self.wait(fd, PollFlags::OUT)
-    }
-
-    /// Waits a moment, or until the signal is set: for an error that nobody can wait out, so that
-    /// it cannot become a busy loop.
-    #[cold]
-    pub fn pause(&self) {
-        const MOMENT: Timespec = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
-        let _ = poll(&mut [PollFd::new(&self.eventfd, PollFlags::IN)], Some(&MOMENT));
-    }
-
-    fn wait(&self, fd: impl AsFd, interest: PollFlags) -> io::Result<Wake> {
-        let mut fds = [PollFd::new(&fd, interest), PollFd::new(&self.eventfd, PollFlags::IN)];
+        let mut fds = [PollFd::new(&fd, PollFlags::OUT), PollFd::new(&self.eventfd, PollFlags::IN)];
         loop {
             match poll(&mut fds, None) {
                 Err(Errno::INTR) => {}
@@ -80,6 +59,14 @@ impl StopSignal {
         }
     }
 
+    /// Waits a moment, or until the signal is set: for an error that nobody can wait out, so that
+    /// it cannot become a busy loop.
+    #[cold]
+    pub fn pause(&self) {
+        const MOMENT: Timespec = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
+        let _ = poll(&mut [PollFd::new(&self.eventfd, PollFlags::IN)], Some(&MOMENT));
+    }
+
     /// Whether the signal is set.
     #[inline]
     #[must_use]
@@ -88,71 +75,50 @@ impl StopSignal {
     }
 }
 
-/// Watches several descriptors of which each may hold something, and the stop signal.
-#[derive(Debug)]
-pub struct Poller {
-    epoll: OwnedFd,
-}
+/// Descriptors that one thread watches at most.
+pub const POLL_MAX: usize = 63;
 
-/// Descriptors that one poller watches at most.
-pub const POLLER_MAX: usize = 63;
-
-/// In [`Ready`]: the stop signal.
-const STOP: u64 = POLLER_MAX as u64;
-
-/// Which descriptors hold something: a bit for each.
+/// Which descriptors hold something: a bit for each, and the highest for the stop signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ready(u64);
 
-impl Poller {
-    /// A poller of `stop` alone.
-    ///
-    /// # Errors
-    /// When the process has no descriptor left.
-    pub fn new(stop: &StopSignal) -> io::Result<Poller> {
-        let poller = Poller { epoll: epoll::create(epoll::CreateFlags::CLOEXEC)? };
-        poller.add(&stop.eventfd, STOP)?;
-        Ok(poller)
+impl StopSignal {
+    /// Which of several descriptors hold something now. Those beyond [`POLL_MAX`] are left out.
+    #[inline]
+    pub fn look<'fd>(&'fd self, fds: impl Iterator<Item = BorrowedFd<'fd>>) -> Ready {
+        self.poll_all(fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))
     }
 
-    /// Watches `fd` for something to read, under the number `index`.
-    ///
-    /// # Errors
-    /// When the kernel has no memory for it; `InvalidInput` for an index of [`POLLER_MAX`] or more.
-    pub fn watch(&self, fd: impl AsFd, index: usize) -> io::Result<()> {
-        if index >= POLLER_MAX {
-            return Err(io::ErrorKind::InvalidInput.into());
+    /// Waits until one of several descriptors holds something or the signal is set. Those beyond
+    /// [`POLL_MAX`] are left out.
+    pub fn wait_any<'fd>(&'fd self, fds: impl Iterator<Item = BorrowedFd<'fd>>) -> Ready {
+        self.poll_all(fds, None)
+    }
+
+    /// `poll`, not `epoll`: that would stay in the wait queue of each descriptor, and be woken by
+    /// each packet that comes while the thread is busy (docs/decisions/009).
+    #[inline]
+    fn poll_all<'fd>(
+        &'fd self,
+        mut fds: impl Iterator<Item = BorrowedFd<'fd>>,
+        timeout: Option<&Timespec>,
+    ) -> Ready {
+        let mut count = 0;
+        let mut polled: [PollFd<'_>; POLL_MAX + 1] = std::array::from_fn(|_| {
+            let fd = fds.next().inspect(|_| count += 1);
+            PollFd::from_borrowed_fd(fd.unwrap_or(self.eventfd.as_fd()), PollFlags::IN)
+        });
+        // The first that is no descriptor of the caller is the signal.
+        let polled = &mut polled[..=count.min(POLL_MAX)];
+        polled[count.min(POLL_MAX)] = PollFd::new(&self.eventfd, PollFlags::IN);
+        // An interruption counts as nothing being ready, and so does want of memory: the callers
+        // look again.
+        let _ = poll(polled, timeout);
+        let mut ready = 0;
+        for (index, fd) in polled.iter().enumerate() {
+            let bit = if index == count.min(POLL_MAX) { POLL_MAX } else { index };
+            ready |= u64::from(!fd.revents().is_empty()) << bit;
         }
-        self.add(fd, index as u64)
-    }
-
-    fn add(&self, fd: impl AsFd, number: u64) -> io::Result<()> {
-        let data = epoll::EventData::new_u64(number);
-        Ok(epoll::add(&self.epoll, fd, data, epoll::EventFlags::IN)?)
-    }
-
-    /// Which descriptors hold something now.
-    #[inline]
-    #[must_use]
-    pub fn look(&self) -> Ready {
-        self.wait_for(Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))
-    }
-
-    /// Waits until a descriptor holds something or the signal is set.
-    #[must_use]
-    pub fn wait(&self) -> Ready {
-        self.wait_for(None)
-    }
-
-    #[inline]
-    fn wait_for(&self, timeout: Option<&Timespec>) -> Ready {
-        // The kernel takes turns among more than these.
-        let mut events = [const { MaybeUninit::<epoll::Event>::uninit() }; 16];
-        // A signal interrupts the wait, as if nothing were ready; there is no other way to fail.
-        let ready = match epoll::wait(&self.epoll, &mut events[..], timeout) {
-            Ok((events, _)) => events.iter().fold(0, |mask, event| mask | 1 << event.data.u64()),
-            Err(_) => 0,
-        };
         Ready(ready)
     }
 }
@@ -169,7 +135,7 @@ impl Ready {
     #[inline]
     #[must_use]
     pub fn contains(self, index: usize) -> bool {
-        index < POLLER_MAX && self.0 & 1 << index != 0
+        index < POLL_MAX && self.0 & 1 << index != 0
     }
 }
 
@@ -178,51 +144,46 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_stop_wakes_a_thread_that_waits_for_data() {
-        let stop = StopSignal::new().unwrap();
-        let (reader, _writer) = rustix::pipe::pipe().unwrap();
-        assert!(!stop.is_set());
-        std::thread::scope(|scope| {
-            let waiting = scope.spawn(|| stop.wait_readable(&reader).unwrap());
-            stop.set();
-            assert_eq!(waiting.join().unwrap(), Wake::Stop);
-        });
-        assert!(stop.is_set());
-        assert_eq!(stop.wait_readable(&reader).unwrap(), Wake::Stop);
-    }
-
-    #[test]
-    fn data_wakes_the_thread() {
+    fn a_stop_wakes_a_thread_that_waits() {
         let stop = StopSignal::new().unwrap();
         let (reader, writer) = rustix::pipe::pipe().unwrap();
-        rustix::io::write(&writer, b"x").unwrap();
-        assert_eq!(stop.wait_readable(&reader).unwrap(), Wake::Ready);
+        assert_eq!(stop.wait_writable(&writer).unwrap(), Wake::Ready);
+        assert!(!stop.is_set());
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| stop.wait_any(std::iter::once(reader.as_fd())));
+            stop.set();
+            assert!(!waiting.join().unwrap().is_empty());
+        });
+        assert!(stop.is_set());
+        assert_eq!(stop.wait_writable(&writer).unwrap(), Wake::Stop);
     }
 
     #[test]
-    fn a_poller_tells_who_holds_something() {
+    fn it_tells_who_of_many_holds_something() {
         let stop = StopSignal::new().unwrap();
-        let poller = Poller::new(&stop).unwrap();
         let (first, _first_writer) = rustix::pipe::pipe().unwrap();
         let (second, writer) = rustix::pipe::pipe().unwrap();
-        poller.watch(&first, 0).unwrap();
-        poller.watch(&second, 1).unwrap();
-        assert!(poller.look().is_empty());
+        let both = || [first.as_fd(), second.as_fd()].into_iter();
+        assert!(stop.look(both()).is_empty());
         rustix::io::write(&writer, b"x").unwrap();
-        let ready = poller.wait();
-        assert!(!ready.contains(0) && ready.contains(1));
+        let ready = stop.wait_any(both());
+        assert!(!ready.contains(0) && ready.contains(1) && !ready.contains(2));
         rustix::io::read(&second, &mut [0; 1]).unwrap();
-        assert!(poller.look().is_empty());
+        assert!(stop.look(both()).is_empty());
         stop.set();
-        let ready = poller.wait();
-        assert!(!ready.is_empty() && !ready.contains(0) && !ready.contains(1));
+        let ready = stop.wait_any(both());
+        assert!(!ready.is_empty() && (0..=POLL_MAX).all(|index| !ready.contains(index)));
     }
 
     #[test]
-    fn a_poller_refuses_a_number_that_it_cannot_tell() {
+    fn more_than_it_can_watch_does_not_hide_the_signal() {
         let stop = StopSignal::new().unwrap();
-        let poller = Poller::new(&stop).unwrap();
-        assert!(poller.watch(&stop.eventfd, POLLER_MAX).is_err());
-        assert!(!poller.look().contains(POLLER_MAX));
+        let (reader, writer) = rustix::pipe::pipe().unwrap();
+        let many = || std::iter::repeat_n(reader.as_fd(), 2 * POLL_MAX);
+        rustix::io::write(&writer, b"x").unwrap();
+        assert!((0..POLL_MAX).all(|index| stop.look(many()).contains(index)));
+        rustix::io::read(&reader, &mut [0; 1]).unwrap();
+        stop.set();
+        assert!(!stop.wait_any(many()).is_empty());
     }
 }
