@@ -6,17 +6,20 @@ use std::hint::black_box;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use flanneld::dataplane::routes::{Route, Routes, SharedRoutes};
 use ipnet::Ipv4Net;
 
+/// The first address of the overlay network.
 const OVERLAY: u32 = 0x0A00_0000;
 const PROBES: u32 = 4096;
+const SIZES: [u32; 4] = [1, 256, 65_536, 100_000];
 
-fn routes(subnets: impl Iterator<Item = Ipv4Net>) -> Routes {
-    let overlay = Ipv4Net::new_assert(Ipv4Addr::from(OVERLAY), 8);
+/// A table over an overlay network with a prefix of `overlay_bits`.
+fn routes(overlay_bits: u8, subnets: impl Iterator<Item = Ipv4Net>) -> Routes {
+    let overlay = Ipv4Net::new_assert(Ipv4Addr::from(OVERLAY), overlay_bits);
     let own = Ipv4Net::new_assert(Ipv4Addr::from(OVERLAY), 24);
     let routes = subnets
         .enumerate()
@@ -29,24 +32,51 @@ fn routes(subnets: impl Iterator<Item = Ipv4Net>) -> Routes {
     Routes::build(overlay, own, routes)
 }
 
-/// `count` subnets of one length, one after the other.
-fn uniform(count: u32) -> Routes {
-    // 100,000 subnets of 256 addresses are more than a /8 holds.
-    let length: u8 = if count > 65_536 { 25 } else { 24 };
-    let size = 1 << (32 - length);
-    routes((0..count).map(|i| Ipv4Net::new_assert(Ipv4Addr::from(OVERLAY + i * size), length)))
+/// The length of `count` subnets: 100,000 of 256 addresses are more than a /8 holds.
+fn length_of(count: u32) -> u8 {
+    if count > 65_536 { 25 } else { 24 }
 }
 
-/// `count` subnets, every other one of which has a finer one inside it.
+/// How many addresses `count` subnets, one after the other, have together.
+fn span_of(count: u32) -> u32 {
+    count << (32 - length_of(count))
+}
+
+/// `count` subnets of one length, one after the other.
+fn uniform(count: u32) -> Routes {
+    uniform_in(8, count)
+}
+
+fn uniform_in(overlay_bits: u8, count: u32) -> Routes {
+    let length = length_of(count);
+    let subnet = |i| Ipv4Net::new_assert(Ipv4Addr::from(OVERLAY + (i << (32 - length))), length);
+    routes(overlay_bits, (0..count).map(subnet))
+}
+
+/// The same, but nobody owns the upper half of each.
+fn half_empty(count: u32) -> Routes {
+    let length = length_of(count);
+    let half = |i| Ipv4Net::new_assert(Ipv4Addr::from(OVERLAY + (i << (32 - length))), length + 1);
+    routes(8, (0..count).map(half))
+}
+
+/// `count` subnets over the same addresses, every other one of which lies within the one before.
 fn mixed(count: u32) -> Routes {
-    routes((0..count).map(|i| {
-        let outer = OVERLAY + (i / 2) * 512;
-        if i % 2 == 0 {
-            Ipv4Net::new_assert(Ipv4Addr::from(outer), 23)
-        } else {
-            Ipv4Net::new_assert(Ipv4Addr::from(outer + 64 * (i / 2 % 4)), 26 + (i / 2 % 3) as u8)
-        }
-    }))
+    let length = length_of(count) - 1;
+    let finer = |pair| length + 3 + (pair % 3) as u8;
+    routes(
+        8,
+        (0..count).map(|i| {
+            let (pair, inside) = (i / 2, i % 2 == 1);
+            let outer = OVERLAY + (pair << (32 - length));
+            let offset = (pair % 4) << (32 - length - 3);
+            if inside {
+                Ipv4Net::new_assert(Ipv4Addr::from(outer + offset), finer(pair))
+            } else {
+                Ipv4Net::new_assert(Ipv4Addr::from(outer), length)
+            }
+        }),
+    )
 }
 
 /// Addresses all over the first `span` ones: a fixed sequence that no prefetcher guesses.
@@ -67,40 +97,50 @@ fn look_up_all(routes: &Routes, probes: &[Ipv4Addr]) -> u32 {
 fn lookups(c: &mut Criterion) {
     let mut group = c.benchmark_group("table");
     group.throughput(Throughput::Elements(u64::from(PROBES)));
-    for count in [1, 256, 65_536, 100_000] {
-        let (table, span) = (uniform(count), count.saturating_mul(256).min(1 << 24));
-        let hits = probes(span);
-        group.bench_with_input(BenchmarkId::new("hit", count), &hits, |b, hits| {
-            b.iter(|| black_box(look_up_all(&table, hits)));
+    let mut bench = |name: &str, count: u32, table: &Routes, probes: &[Ipv4Addr]| {
+        group.bench_with_input(BenchmarkId::new(name, count), probes, |b, probes| {
+            b.iter(|| black_box(look_up_all(table, probes)));
         });
+    };
+    for count in SIZES {
+        bench("hit", count, &uniform(count), &probes(span_of(count)));
     }
-    let (table, misses) = (uniform(256), probes(1 << 16));
-    let misses: Vec<Ipv4Addr> =
-        misses.iter().map(|probe| Ipv4Addr::from(u32::from(*probe) + (1 << 20))).collect();
-    group.bench_function("miss/256", |b| b.iter(|| black_box(look_up_all(&table, &misses))));
-    for count in [256, 65_536] {
-        let (table, hits) = (mixed(count), probes(count * 256));
-        group.bench_with_input(BenchmarkId::new("mixed", count), &hits, |b, hits| {
-            b.iter(|| black_box(look_up_all(&table, hits)));
-        });
+    for count in SIZES {
+        // The upper half of each address block: beyond its subnet.
+        let half = 1 << (31 - length_of(count));
+        let misses: Vec<Ipv4Addr> = probes(span_of(count))
+            .into_iter()
+            .map(|probe| Ipv4Addr::from(u32::from(probe) | half))
+            .collect();
+        let table = half_empty(count);
+        assert!(misses.iter().all(|&miss| table.lookup(miss).is_none()));
+        bench("miss", count, &table, &misses);
+    }
+    // One subnet has no other length to be mixed with.
+    for count in &SIZES[1..] {
+        bench("mixed", *count, &mixed(*count), &probes(span_of(*count)));
     }
     group.finish();
 }
 
-/// Look-ups while another thread publishes a new table a thousand times a second.
+/// Look-ups while another thread publishes a new table a thousand times a second. The overlay
+/// network is a small one, so that a table is built in much less than a millisecond.
 fn republished(c: &mut Criterion) {
-    let shared = SharedRoutes::new(uniform(256));
+    let table = || uniform_in(16, 256);
+    let shared = SharedRoutes::new(table());
     let stop = Arc::new(AtomicBool::new(false));
     let publisher = {
         let (shared, stop) = (shared.clone(), Arc::clone(&stop));
         std::thread::spawn(move || {
+            let mut due = Instant::now();
             while !stop.load(Relaxed) {
-                shared.publish(uniform(256));
-                std::thread::sleep(Duration::from_millis(1));
+                shared.publish(table());
+                due += Duration::from_millis(1);
+                std::thread::sleep(due.saturating_duration_since(Instant::now()));
             }
         })
     };
-    let (mut reader, hits) = (shared.reader(), probes(1 << 16));
+    let (mut reader, hits) = (shared.reader(), probes(span_of(256)));
     let mut group = c.benchmark_group("table");
     group.throughput(Throughput::Elements(u64::from(PROBES)));
     group.bench_function("hit/256, republished", |b| {
@@ -116,6 +156,24 @@ fn republished(c: &mut Criterion) {
     let _ = publisher.join();
 }
 
+/// What the data path pays for a new table: whoever is the last to hold the old one frees it.
+fn taking_over(c: &mut Criterion) {
+    let mut group = c.benchmark_group("table");
+    group.sample_size(20);
+    for count in [256, 10_000, 65_536] {
+        let shared = SharedRoutes::new(uniform(count));
+        let mut reader = shared.reader();
+        group.bench_function(BenchmarkId::new("take_over", count), |b| {
+            b.iter_batched(
+                || shared.publish(uniform(count)),
+                |()| black_box(reader.load()).len(),
+                BatchSize::PerIteration,
+            );
+        });
+    }
+    group.finish();
+}
+
 fn building(c: &mut Criterion) {
     let mut group = c.benchmark_group("table");
     group.sample_size(20);
@@ -127,5 +185,5 @@ fn building(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, lookups, republished, building);
+criterion_group!(benches, lookups, republished, taking_over, building);
 criterion_main!(benches);
