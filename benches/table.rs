@@ -159,8 +159,10 @@ fn republished(c: &mut Criterion) {
 /// What the data path pays for a new table: whoever is the last to hold the old one frees it.
 fn taking_over(c: &mut Criterion) {
     let mut group = c.benchmark_group("table");
-    group.sample_size(20);
-    for count in [256, 10_000, 65_536] {
+    // Each time needs a new table, which takes much longer to build than what is measured.
+    group.sample_size(20).warm_up_time(Duration::from_millis(20));
+    group.measurement_time(Duration::from_millis(50));
+    for count in [10_000, 65_536] {
         let shared = SharedRoutes::new(uniform(count));
         let mut reader = shared.reader();
         group.bench_function(BenchmarkId::new("take_over", count), |b| {
@@ -180,6 +182,12 @@ fn building(c: &mut Criterion) {
     for count in [256, 10_000, 65_536] {
         group.bench_function(BenchmarkId::new("build", count), |b| {
             b.iter(|| black_box(uniform(count)).len());
+        });
+    }
+    // The same subnets in an overlay network that they fill.
+    for (overlay_bits, count) in [(16, 256), (10, 10_000)] {
+        group.bench_function(format!("build/{count} in {overlay_bits} bits"), |b| {
+            b.iter(|| black_box(uniform_in(overlay_bits, count)).len());
         });
     }
     group.finish();

@@ -52,7 +52,7 @@ fn main() {
     }
     let full = std::env::args().any(|argument| argument == "--bench");
     let plan = if full {
-        Plan { window: Duration::from_millis(250), rounds: 100 }
+        Plan { window: Duration::from_millis(250), rounds: 60 }
     } else {
         Plan { window: Duration::from_millis(20), rounds: 1 }
     };
