@@ -15,8 +15,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, SocketAddrV4, TcpStream};
 use std::time::{Duration, Instant};
 
-use criterion::measurement::WallTime;
-use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group};
+use criterion::{Criterion, Throughput, criterion_group};
 use support::netns::Netns;
 use support::plain::{Plain, inner_udp};
 use support::{Carrier, FAR, NEAR, PEER_SUBNETS, may_run, underlay};
@@ -53,13 +52,6 @@ impl Ends {
     }
 }
 
-fn group<'c>(c: &'c mut Criterion, name: &str) -> BenchmarkGroup<'c, WallTime> {
-    let mut group = c.benchmark_group(name);
-    group.sample_size(50).warm_up_time(Duration::from_millis(300));
-    group.measurement_time(Duration::from_secs(2));
-    group
-}
-
 /// Inner packets, and the bytes in them.
 fn carried(packets: usize, payload_bytes: usize) -> Throughput {
     Throughput::ElementsAndBytes {
@@ -85,7 +77,7 @@ fn direct(c: &mut Criterion) {
     let netns = underlay();
     let mut near = Plain::bind(&netns, NEAR.endpoint);
     let mut far = Plain::bind(&netns, FAR.endpoint);
-    let mut group = group(c, "direct");
+    let mut group = c.benchmark_group("direct");
     for bytes in PAYLOADS {
         let packet = vec![0x5a; HEADERS_BYTES + bytes];
         for batch in BATCHES {
@@ -103,7 +95,7 @@ fn direct(c: &mut Criterion) {
 
 fn egress(c: &mut Criterion) {
     let mut ends = Ends::new();
-    let mut group = group(c, "egress");
+    let mut group = c.benchmark_group("egress");
     let mut bench = |name: String, batch: usize, bytes: usize, peers: usize| {
         let payload = vec![0x5a; bytes];
         group.throughput(carried(batch, bytes));
@@ -136,7 +128,7 @@ fn egress(c: &mut Criterion) {
 
 fn ingress(c: &mut Criterion) {
     let mut ends = Ends::new();
-    let mut group = group(c, "ingress");
+    let mut group = c.benchmark_group("ingress");
     let mut bench = |name: String, batch: usize, bytes: usize, flows: usize| {
         let packets = inner_packets(&ends, batch, flows, &vec![0x5a; bytes]);
         group.throughput(carried(batch, bytes));
@@ -182,7 +174,7 @@ fn across(c: &mut Criterion) {
         stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         stream.set_write_timeout(Some(Duration::from_secs(10))).unwrap();
     }
-    let mut group = group(c, "across");
+    let mut group = c.benchmark_group("across");
     group.throughput(Throughput::Bytes(WRITE_BYTES as u64));
     group.bench_function("tcp_stream/64KiB_writes", |b| {
         b.iter_custom(|writes| stream(&mut writer, &mut reader, writes));
@@ -205,7 +197,14 @@ fn stream(writer: &mut TcpStream, reader: &mut TcpStream, writes: u64) -> Durati
     started.elapsed()
 }
 
-criterion_group!(benches, direct, egress, ingress, across);
+criterion_group! {
+    name = benches;
+    config = Criterion::default()
+        .sample_size(50)
+        .warm_up_time(Duration::from_millis(300))
+        .measurement_time(Duration::from_secs(2));
+    targets = direct, egress, ingress, across
+}
 
 fn main() {
     if may_run("datapath") {
