@@ -85,10 +85,12 @@ impl Report {
     }
 }
 
-/// What so many peers need in memory.
+/// What more peers need in memory.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Memory {
     peers: u32,
+    /// How many of them are new.
+    added: u32,
     /// Resident memory of the process before them, with their leases, and with their routes.
     before_kib: u64,
     leases_kib: u64,
@@ -97,11 +99,12 @@ pub(crate) struct Memory {
 
 impl fmt::Display for Memory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let each = |kib: u64| kib as f64 * 1024.0 / f64::from(self.peers);
+        let each = |kib: u64| kib as f64 * 1024.0 / f64::from(self.added);
         write!(
             f,
-            "{} peers: {} KiB for leases ({:.0} bytes each), {} KiB for routes and counters ({:.0} \
-             bytes each)",
+            "{} more peers, {} together: {} KiB for leases ({:.0} bytes each), {} KiB for routes and \
+             counters ({:.0} bytes each)",
+            self.added,
             self.peers,
             self.leases_kib - self.before_kib,
             each(self.leases_kib - self.before_kib),
@@ -220,14 +223,14 @@ impl Plane {
     }
 
     fn grow_to(&mut self, peers: u32) -> Memory {
-        let before_kib = resident_kib();
+        let (before_kib, known) = (resident_kib(), self.peers.leases().count() as u32);
         self.hold(peers);
         let leases_kib = resident_kib();
         // While a table is built, the one before is still in use.
         for _ in 0..3 {
             self.publish();
         }
-        Memory { peers, before_kib, leases_kib, routes_kib: resident_kib() }
+        Memory { peers, added: peers - known, before_kib, leases_kib, routes_kib: resident_kib() }
     }
 
     /// One peer but the one that the load goes to gets another address, never used before.
