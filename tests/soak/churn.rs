@@ -1,0 +1,80 @@
+//! Leases of hosts that come, move and go.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+use crate::stop::Stop;
+
+/// Between two changes: about four a second.
+const PAUSE_MS: std::ops::RangeInclusive<u64> = 50..=450;
+
+/// Whose leases change: 172.7.100.0/24 and up, where no daemon of a lab draws its own.
+const SUBNETS: std::ops::Range<u8> = 100..200;
+
+/// Where they are said to be: in the labs' network, but nobody is there.
+const HOSTS: std::ops::Range<u8> = 100..250;
+
+/// What was done to the store.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Counts {
+    /// Leases that were made.
+    pub(crate) added: u64,
+    /// Leases that were given to another host.
+    pub(crate) moved: u64,
+    /// Leases that were taken away.
+    pub(crate) removed: u64,
+}
+
+impl Counts {
+    /// All changes.
+    pub(crate) fn changes(&self) -> u64 {
+        self.added + self.moved + self.removed
+    }
+}
+
+/// Changes leases in the directory store until the soak is over.
+pub(crate) fn churn(store: &Path, seed: u64, stop: &Stop) -> Result<Counts, String> {
+    let mut rng = StdRng::seed_from_u64(seed);
+    let mut held: BTreeMap<u8, u8> = BTreeMap::new();
+    let mut counts = Counts::default();
+    while !stop.wait(Duration::from_millis(rng.random_range(PAUSE_MS))) {
+        let (subnet, host) = (rng.random_range(SUBNETS), rng.random_range(HOSTS));
+        let done = match held.get(&subnet) {
+            None => {
+                counts.added += 1;
+                put(store, subnet, host)
+            }
+            Some(holder) if *holder != host && rng.random_bool(0.3) => {
+                counts.moved += 1;
+                put(store, subnet, host)
+            }
+            Some(_) => {
+                counts.removed += 1;
+                held.remove(&subnet);
+                fs::remove_file(file(store, subnet)).map(|()| None)
+            }
+        };
+        let put = done.map_err(|error| format!("the store at {}: {error}", store.display()))?;
+        held.extend(put);
+    }
+    Ok(counts)
+}
+
+/// Writes a lease in one step, as a daemon would.
+pub(crate) fn put(store: &Path, subnet: u8, host: u8) -> io::Result<Option<(u8, u8)>> {
+    let unfinished = store.join("subnets/.soak");
+    fs::write(&unfinished, format!(r#"{{"PublicIP":"10.4.7.{host}"}}"#))?;
+    fs::rename(unfinished, file(store, subnet))?;
+    Ok(Some((subnet, host)))
+}
+
+/// The file of a lease.
+fn file(store: &Path, subnet: u8) -> PathBuf {
+    store.join(format!("subnets/172.7.{subnet}.0-24"))
+}

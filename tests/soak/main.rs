@@ -1,0 +1,134 @@
+//! A long mixture of all kinds of traffic over three hosts, while leases come and go: not one byte
+//! may be wrong, and no daemon may grow.
+//!
+//! `FLANNELD_SOAK_SECONDS` says how long, half of it on each link model; `FLANNELD_SOAK_SEED`
+//! repeats the bytes, lengths and pauses of a run. `--nocapture` shows the summary.
+#![forbid(unsafe_code)]
+// A helper fails its test by panicking; clippy.toml allows that only in `#[test]` functions.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod churn;
+mod datagram;
+mod drops;
+mod flips;
+mod flow;
+mod footprint;
+mod overlay;
+mod pattern;
+mod report;
+mod stop;
+mod stream;
+#[path = "../support/mod.rs"]
+mod support;
+
+use std::str::FromStr;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use datagram::{FULL_BYTES, NUMBERED_BYTES, Sequence, Shape};
+use flow::Carrier;
+use footprint::Footprint;
+use overlay::{Overlay, start_datagrams, start_streams};
+use pattern::{Pattern, mix};
+use report::{Outcome, Report};
+use stop::Stop;
+use stream::STYLES;
+use support::lab::LinkModel;
+use support::root_or_skip;
+
+/// How long in CI.
+const SECONDS: u64 = 120;
+
+/// This part of the time is not judged, and at most so long: the data path touches its buffers,
+/// and the program its pages, for the first time.
+const WARM_UP_PART: u32 = 6;
+const WARM_UP: Duration = Duration::from_secs(60);
+
+/// Between two looks at the daemons.
+const SAMPLE_EVERY: Duration = Duration::from_millis(250);
+
+/// The kinds of datagrams.
+static DATAGRAMS: [(&str, Shape, Carrier); 4] = [
+    ("datagrams", Shape::Single(1..=FULL_BYTES), Carrier::Udp),
+    ("UDP_SEGMENT trains", Shape::Trains, Carrier::Udp),
+    ("fragments", Shape::Single(FULL_BYTES + 1..=12_000), Carrier::Udp),
+    ("pings", Shape::Single(NUMBERED_BYTES..=4_000), Carrier::Echo),
+];
+
+/// A variable of the environment, if it is set.
+fn variable<T: FromStr>(name: &str) -> Option<T> {
+    let text = std::env::var(name).ok()?;
+    let value = text.parse().ok();
+    Some(value.unwrap_or_else(|| panic!("{name}={text:?}: expected a whole number")))
+}
+
+#[test]
+fn mixed_traffic_arrives_unharmed_and_nothing_grows() {
+    if !root_or_skip("mixed_traffic_arrives_unharmed_and_nothing_grows") {
+        return;
+    }
+    let duration = Duration::from_secs(variable("FLANNELD_SOAK_SECONDS").unwrap_or(SECONDS)) / 2;
+    let seed = variable("FLANNELD_SOAK_SEED").unwrap_or_else(rand::random);
+    println!("FLANNELD_SOAK_SEED={seed}");
+    for model in [LinkModel::Whole, LinkModel::Wire] {
+        let report = soak(model, duration, seed);
+        println!("{duration:?} on link model {model:?}:\n{report}");
+        let faults = report.faults();
+        assert!(faults.is_empty(), "link model {model:?}, seed {seed}:\n{}", faults.join("\n"));
+    }
+}
+
+fn soak(model: LinkModel, duration: Duration, seed: u64) -> Report {
+    let overlay = Overlay::new(model);
+    let pattern = Pattern::new(seed);
+    let stop = Stop::default();
+    let mut report = Report::default();
+    let before = overlay.drops();
+    thread::scope(|scope| {
+        let mut handles =
+            vec![scope.spawn(|| {
+                stop.heed(churn::churn(overlay.store(), seed, &stop)).map(Outcome::Leases)
+            })];
+        for (number, pair) in overlay.pairs().into_iter().enumerate() {
+            // A kind that runs from pod to pod on one pair runs from host to host on the next.
+            let ends = |kind: usize| overlay.ends(pair, (number + kind).is_multiple_of(2));
+            let key = |kind: usize| mix(seed, (100 * kind + number) as u64);
+            for (kind, style) in STYLES.iter().enumerate() {
+                let flow = stream::Flow { style, pattern: &pattern, key: key(kind) };
+                handles.extend(start_streams(scope, kind, flow, ends(kind), &stop));
+            }
+            for (kind, (_, shape, carrier)) in DATAGRAMS.iter().enumerate() {
+                let key = key(STYLES.len() + kind);
+                let sequence = Sequence { shape, pattern: &pattern, key };
+                handles.extend(start_datagrams(scope, kind, sequence, *carrier, ends(kind), &stop));
+            }
+        }
+        match watch(&overlay, duration, &stop) {
+            Ok(footprints) => report.add_footprints(footprints),
+            Err(failure) => report.add(Err(failure)),
+        }
+        stop.set();
+        for handle in handles {
+            report.add(handle.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        }
+    });
+    overlay.ping_all();
+    report.add_logs(&overlay.last_lease());
+    report.add_drops(overlay.drops() - before);
+    report.add_endings(&overlay.stop());
+    report
+}
+
+/// Samples the daemons until the time is up, or a flow has failed.
+fn watch(overlay: &Overlay, duration: Duration, stop: &Stop) -> Result<Vec<Footprint>, String> {
+    let end = Instant::now() + duration;
+    let mut footprints: Vec<Footprint> =
+        overlay.daemons.iter().map(|_| Footprint::default()).collect();
+    stop.wait(WARM_UP.min(duration / WARM_UP_PART));
+    while Instant::now() < end && !stop.wait(SAMPLE_EVERY) {
+        for (footprint, daemon) in footprints.iter_mut().zip(&overlay.daemons) {
+            footprint.sample(daemon)?;
+        }
+    }
+    Ok(footprints)
+}

@@ -1,0 +1,217 @@
+//! Three hosts with a pod each on a directory store, and the flows between them.
+
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread::Scope;
+
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+
+use crate::DATAGRAMS;
+use crate::churn;
+use crate::datagram::Sequence;
+use crate::drops::Drops;
+use crate::flow::{self, Carrier, Flight};
+use crate::report::{Handle, Outcome};
+use crate::stop::Stop;
+use crate::stream;
+use crate::support::daemon::{Daemon, PATIENCE};
+use crate::support::lab::{Lab, LinkModel};
+use crate::support::netns::Netns;
+use crate::support::traffic::{End, ping};
+
+const CONFIG: &str = r#"{"Network":"172.7.0.0/16","Backend":{"Type":"udp"}}"#;
+
+const HOSTS: u8 = 3;
+
+/// A receive buffer with room for several bursts.
+const RECEIVE_BUFFER_BYTES: usize = 4 << 20;
+
+/// A lease that is made last, to see that the daemons still follow the store.
+const LAST_LEASE: (u8, u8) = (250, 250);
+
+/// The hosts, which know each other.
+pub(crate) struct Overlay {
+    lab: Lab,
+    store: PathBuf,
+    /// One on each host.
+    pub(crate) daemons: Vec<Daemon>,
+    log_lines: Vec<usize>,
+}
+
+impl Overlay {
+    /// Starts the daemons at their default settings.
+    pub(crate) fn new(model: LinkModel) -> Overlay {
+        let mut lab = Lab::with_links(HOSTS, 1500, model);
+        let store = lab.store_dir(CONFIG);
+        let args = ["--store-dir", store.to_str().unwrap()];
+        let daemons: Vec<Daemon> =
+            lab.hosts().iter().map(|host| host.spawn_daemon(&args, &[])).collect();
+        for daemon in &daemons {
+            daemon.wait_ready();
+        }
+        for (host, daemon) in daemons.iter().enumerate() {
+            lab.host_mut(host).add_pod();
+            for peer in lab.hosts().iter().filter(|peer| peer.address != lab.host(host).address) {
+                daemon.wait_log(&format!("at {} is up", peer.address), PATIENCE);
+            }
+        }
+        let mut overlay = Overlay { lab, store, daemons, log_lines: Vec::new() };
+        for netns in overlay.namespaces() {
+            // Echo sockets for root's group; and a client's port is free again after a second, or
+            // a long soak runs out of ports.
+            netns.sysctl("net.ipv4.ping_group_range", "0 0");
+            netns.sysctl("net.ipv4.tcp_tw_reuse", "1");
+        }
+        overlay.ping_all();
+        overlay.log_lines = overlay.daemons.iter().map(|d| d.log().lines().count()).collect();
+        overlay
+    }
+
+    /// The directory of the leases.
+    pub(crate) fn store(&self) -> &Path {
+        &self.store
+    }
+
+    /// Every direction between two hosts.
+    pub(crate) fn pairs(&self) -> Vec<(usize, usize)> {
+        let hosts = 0..self.lab.hosts().len();
+        let all = hosts.clone().flat_map(|a| hosts.clone().map(move |b| (a, b)));
+        all.filter(|(a, b)| a != b).collect()
+    }
+
+    /// The ends of a flow: the two hosts' pods, or the hosts' own ends of the tunnel.
+    pub(crate) fn ends(&self, (from, to): (usize, usize), pods: bool) -> [End<'_>; 2] {
+        [from, to].map(|host| {
+            let pod = self.lab.host(host).pod(0).end();
+            // flannel0 has the base of the host's subnet.
+            let address = Ipv4Addr::from_bits(pod.address.to_bits() & 0xFFFF_FF00);
+            if pods { pod } else { End { netns: &self.lab.host(host).netns, address } }
+        })
+    }
+
+    fn namespaces(&self) -> impl Iterator<Item = &Netns> {
+        let hosts = self.lab.hosts().iter().flat_map(|host| [&host.netns, &host.pod(0).netns]);
+        hosts.chain([self.lab.switch()])
+    }
+
+    /// What the kernel dropped so far.
+    pub(crate) fn drops(&self) -> Drops {
+        Drops::read(self.namespaces())
+    }
+
+    /// Pings along every path. Queues are in order, so what was sent before is through then.
+    pub(crate) fn ping_all(&self) {
+        for (pair, pods) in self.pairs().into_iter().flat_map(|pair| [(pair, true), (pair, false)])
+        {
+            let [from, to] = self.ends(pair, pods);
+            ping(from.netns, to.address, 1, "").unwrap();
+        }
+    }
+
+    /// Makes one more lease, waits until all daemons know it, and returns what each has logged
+    /// since the start.
+    pub(crate) fn last_lease(&self) -> Vec<Vec<String>> {
+        let (subnet, host) = LAST_LEASE;
+        churn::put(&self.store, subnet, host).unwrap();
+        let news = format!("peer 172.7.{subnet}.0/24 at 10.4.7.{host} is up");
+        let since_start = |(daemon, &lines): (&Daemon, &usize)| {
+            daemon.wait_log(&news, PATIENCE);
+            daemon.log().lines().skip(lines).map(str::to_owned).collect()
+        };
+        self.daemons.iter().zip(&self.log_lines).map(since_start).collect()
+    }
+
+    /// Stops the daemons; returns their whole logs.
+    pub(crate) fn stop(self) -> Vec<String> {
+        let stop = |daemon: Daemon| {
+            let ended = daemon.stop();
+            assert!(ended.status.success(), "{:?}\n{}", ended.status, ended.log);
+            ended.log
+        };
+        self.daemons.into_iter().map(stop).collect()
+    }
+}
+
+/// Starts a flow of TCP connections of the style number `kind`.
+pub(crate) fn start_streams<'scope, 'env>(
+    scope: &'scope Scope<'scope, 'env>,
+    kind: usize,
+    flow: stream::Flow<'env>,
+    [from, to]: [End<'env>; 2],
+    stop: &'env Stop,
+) -> [Handle<'scope>; 2] {
+    let listener = to.netns.listen(SocketAddrV4::new(to.address, 0));
+    let target = v4(listener.local_addr().unwrap());
+    let ended = Arc::new(AtomicBool::new(false));
+    let outcome = move |counts: Result<stream::Counts, String>| {
+        counts.map(|counts| Outcome::Streams(kind, counts))
+    };
+    let server = {
+        let ended = Arc::clone(&ended);
+        scope.spawn(move || outcome(stop.heed(flow.serve(&listener, &ended))))
+    };
+    let client = scope.spawn(move || {
+        let connect = || std::net::TcpStream::connect_timeout(&target.into(), PATIENCE);
+        let result = stop.heed(from.netns.enter(|| flow.ask(connect, stop)));
+        ended.store(true, Relaxed);
+        // The server waits for one more; from nearby, because the overlay may have failed. A
+        // server that has failed is not there any more.
+        let _ = to.netns.connect(target);
+        outcome(result)
+    });
+    [server, client]
+}
+
+/// Starts a flow of datagrams of the number `kind`.
+pub(crate) fn start_datagrams<'scope, 'env>(
+    scope: &'scope Scope<'scope, 'env>,
+    kind: usize,
+    sequence: Sequence<'env>,
+    carrier: Carrier,
+    [from, to]: [End<'env>; 2],
+    stop: &'env Stop,
+) -> [Handle<'scope>; 2] {
+    let here = SocketAddrV4::new(from.address, 0);
+    let (sender, receiver, target) = match carrier {
+        Carrier::Udp => {
+            let receiver = to.netns.udp(SocketAddrV4::new(to.address, 0));
+            let target = v4(receiver.local_addr().unwrap());
+            (Arc::new(from.netns.udp(here)), Arc::new(receiver), target)
+        }
+        Carrier::Echo => {
+            let socket = Arc::new(echo_socket(from.netns, here));
+            (Arc::clone(&socket), socket, SocketAddrV4::new(to.address, 0))
+        }
+    };
+    SockRef::from(&*receiver).set_recv_buffer_size(RECEIVE_BUFFER_BYTES).unwrap();
+    let blame = move |error: String| format!("{} to {target}: {error}", DATAGRAMS[kind].0);
+    let flight = Arc::new(Flight::default());
+    let taking = {
+        let flight = Arc::clone(&flight);
+        scope.spawn(move || {
+            let result = flow::receive(sequence, carrier, &receiver, &flight).map_err(blame);
+            stop.heed(result).map(|counts| Outcome::Datagrams(kind, counts))
+        })
+    };
+    let sending = scope.spawn(move || {
+        let result = flow::send(sequence, carrier, &sender, target, &flight, stop).map_err(blame);
+        stop.heed(result).map(|()| Outcome::Sent)
+    });
+    [taking, sending]
+}
+
+/// A socket for echo requests and their replies: the kernel keeps an identifier for it.
+fn echo_socket(netns: &Netns, local: SocketAddrV4) -> UdpSocket {
+    netns.enter(|| {
+        let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::ICMPV4)).unwrap();
+        socket.bind(&local.into()).unwrap();
+        socket.into()
+    })
+}
+
+fn v4(address: SocketAddr) -> SocketAddrV4 {
+    let SocketAddr::V4(address) = address else { unreachable!("bound to IPv4") };
+    address
+}
