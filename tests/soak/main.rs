@@ -112,6 +112,9 @@ fn soak(model: LinkModel, duration: Duration, seed: u64) -> Report {
             report.add(handle.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
         }
     });
+    // Before the overlay goes: the daemons' logs are shown then.
+    let failures = report.failures().join("\n");
+    assert!(failures.is_empty(), "link model {model:?}, seed {seed}:\n{report}\n{failures}");
     overlay.ping_all();
     report.add_logs(&overlay.last_lease());
     report.add_drops(overlay.drops() - before);

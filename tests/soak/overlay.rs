@@ -142,8 +142,9 @@ pub(crate) fn start_streams<'scope, 'env>(
     [from, to]: [End<'env>; 2],
     stop: &'env Stop,
 ) -> [Handle<'scope>; 2] {
-    let listener = to.netns.listen(SocketAddrV4::new(to.address, 0));
-    let target = v4(listener.local_addr().unwrap());
+    let listener = to.netns.listen(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0));
+    let port = v4(listener.local_addr().unwrap()).port();
+    let target = SocketAddrV4::new(to.address, port);
     let ended = Arc::new(AtomicBool::new(false));
     let outcome = move |counts: Result<stream::Counts, String>| {
         counts.map(|counts| Outcome::Streams(kind, counts))
@@ -156,9 +157,9 @@ pub(crate) fn start_streams<'scope, 'env>(
         let connect = || std::net::TcpStream::connect_timeout(&target.into(), PATIENCE);
         let result = stop.heed(from.netns.enter(|| flow.ask(connect, stop)));
         ended.store(true, Relaxed);
-        // The server waits for one more; from nearby, because the overlay may have failed. A
-        // server that has failed is not there any more.
-        let _ = to.netns.connect(target);
+        // The server waits for one more: by loopback, because the overlay may have failed and its
+        // addresses be gone. A server that has failed is not there any more.
+        let _ = to.netns.connect(SocketAddrV4::new(Ipv4Addr::LOCALHOST, port));
         outcome(result)
     });
     [server, client]

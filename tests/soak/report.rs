@@ -80,7 +80,9 @@ impl Report {
 
     /// Adds the daemons' samples.
     pub(crate) fn add_footprints(&mut self, footprints: Vec<Footprint>) {
-        self.failures.extend(footprints.iter().filter_map(|footprint| footprint.judge().err()));
+        for (number, footprint) in footprints.iter().enumerate() {
+            self.failures.extend(footprint.judge().err().map(|e| format!("daemon {number}: {e}")));
+        }
         self.footprints = footprints;
     }
 
@@ -106,6 +108,11 @@ impl Report {
     /// Adds what the daemons logged at their end.
     pub(crate) fn add_endings(&mut self, logs: &[String]) {
         self.endings = logs.iter().map(|log| Ending::parse(log)).collect();
+    }
+
+    /// What is known to be wrong before the counters are read.
+    pub(crate) fn failures(&self) -> &[String] {
+        &self.failures
     }
 
     /// All that is wrong.
@@ -188,9 +195,12 @@ impl fmt::Display for Report {
         let churn::Counts { added, moved, removed } = self.leases;
         writeln!(f, "  leases: added={added} moved={moved} removed={removed}")?;
         writeln!(f, "  dropped by the kernel: {}", self.drops)?;
-        for (number, (footprint, ending)) in self.footprints.iter().zip(&self.endings).enumerate() {
+        for (number, footprint) in self.footprints.iter().enumerate() {
             writeln!(f, "  daemon {number}: {footprint}")?;
-            writeln!(f, "    egress: {}\n    ingress: {}", ending.lines[0], ending.lines[1])?;
+        }
+        for (number, Ending { lines: [egress, ingress], .. }) in self.endings.iter().enumerate() {
+            writeln!(f, "  daemon {number}, egress: {egress}")?;
+            writeln!(f, "  daemon {number}, ingress: {ingress}")?;
         }
         Ok(())
     }
