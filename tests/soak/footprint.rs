@@ -35,7 +35,7 @@ impl Footprint {
         let kib = |name: &str| -> Result<u64, String> {
             let line = status.lines().find_map(|line| line.strip_prefix(name));
             line.and_then(|line| line.trim().strip_suffix(" kB")?.parse().ok())
-                .ok_or_else(|| format!("flanneld {pid} has no {name} any more: it ended"))
+                .ok_or_else(|| format!("flanneld {pid} ended in the middle of the soak"))
         };
         self.resident_kib.push(kib("VmRSS:")?);
         self.peak_kib = kib("VmHWM:")?;
