@@ -14,8 +14,8 @@ use crate::stop::Stop;
 /// Between two changes: about four a second.
 const PAUSE_MS: std::ops::RangeInclusive<u64> = 50..=450;
 
-/// Whose leases change: 172.7.100.0/24 and up, where no daemon of a lab draws its own.
-const SUBNETS: std::ops::Range<u8> = 100..200;
+/// Whose leases change: 172.7.101.0/24 and up. Daemons draw their own up to 172.7.100.0/24.
+const SUBNETS: std::ops::Range<u8> = 101..200;
 
 /// Where they are said to be: in the labs' network, but nobody is there.
 const HOSTS: std::ops::Range<u8> = 100..250;
