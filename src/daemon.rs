@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use crate::backend::udp::{UdpBackend, UdpOptions};
-use crate::backend::{Backend, BackendError};
+use crate::backend::{self, Backend, BackendError};
 use crate::cli::{OffloadMode, Options, StoreOptions};
 use crate::config::NetworkConfig;
 use crate::dataplane::sys::socket::UdpWish;
@@ -33,13 +33,6 @@ use crate::subnet::store::{LEASE_TTL, StoreError, SubnetStore};
 
 /// Updates of the store that may wait while the backend is busy.
 const UPDATE_QUEUE: usize = 256;
-
-/// Routes are published at most this often: a burst of changes becomes one table.
-const PUBLISH_INTERVAL: Duration = Duration::from_millis(20);
-
-/// And so many times the time that publishing took passes until the next time, so that a store that
-/// changes a thousand times a second costs a fiftieth of a core at most, however large the table.
-const PUBLISH_SHARE: u32 = 50;
 
 /// More changes than this at once are told in one line.
 const PEERS_TOLD_ONE_BY_ONE: usize = 32;
@@ -165,7 +158,7 @@ impl<'o> Daemon<'o> {
                     publish_at = None;
                     let start = Instant::now();
                     self.backend.publish(&mut self.peers.leases());
-                    next_publish = pause_after_publishing(start, Instant::now());
+                    next_publish = start + backend::time_to_next_publish(start.elapsed());
                     // Only now is it true.
                     tell(&std::mem::take(&mut self.unpublished));
                 }
@@ -200,11 +193,6 @@ impl<'o> Daemon<'o> {
             }
         }
     }
-}
-
-/// When routes may be published again, if that took from `start` to `end`.
-fn pause_after_publishing(start: Instant, end: Instant) -> Instant {
-    end + PUBLISH_INTERVAL.max((end - start) * PUBLISH_SHARE)
 }
 
 /// Says which peers came and went; of many at once only how many.

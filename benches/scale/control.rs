@@ -8,12 +8,12 @@ use std::sync::mpsc;
 use std::thread::Scope;
 use std::time::Duration;
 
-use flanneld::backend::Backend;
 use flanneld::backend::udp::{UdpBackend, UdpOptions};
+use flanneld::backend::{Backend, time_to_next_publish};
 use flanneld::config::NetworkConfig;
 use flanneld::dataplane::sys::socket::UdpWish;
 use flanneld::dataplane::sys::tun::TunOffload;
-use flanneld::dataplane::worker::SourceCheck;
+use flanneld::dataplane::worker::{SourceCheck, Width};
 use flanneld::host::interface::ExternalInterface;
 use flanneld::host::netlink::Host;
 use flanneld::subnet::lease::{Expiry, Lease, LeaseAttrs, Subnet};
@@ -29,8 +29,6 @@ use crate::support::{FAR, NEAR, OVERLAY};
 const MANY: u32 = 10_000;
 /// One lease changes in this time.
 const CHANGE_INTERVAL: Duration = Duration::from_millis(1);
-/// The daemon publishes at most this often (`daemon.rs`).
-const PUBLISH_INTERVAL: Duration = Duration::from_millis(20);
 
 /// What the control plane is busy with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,7 +53,7 @@ impl fmt::Display for State {
         f.write_str(match self {
             State::One => "1 subnet",
             State::Many => "10,000 subnets",
-            State::Gathered => "10,000 subnets, 1,000 changes/s, published every 20 ms",
+            State::Gathered => "10,000 subnets, 1,000 changes/s, published as the daemon does",
             State::AtOnce => "10,000 subnets, 1,000 changes/s, each published at once",
         })
     }
@@ -185,6 +183,7 @@ impl Plane {
             tun_offload: TunOffload::TsoUso,
             udp: UdpWish { gso: true, gro: true },
             source_check: SourceCheck::Peer,
+            width: Width { queues: 16, pairs: 1 },
             busy_poll: Duration::from_micros(50),
         };
         let external = ExternalInterface {
@@ -251,7 +250,7 @@ impl Plane {
         let mut state = State::One;
         let mut changes = interval(CHANGE_INTERVAL);
         let mut publish_at: Option<Instant> = None;
-        let mut published = Instant::now();
+        let mut next_publish = Instant::now();
         let mut report = Report::default();
         let (mut reported, mut cpu) = (Instant::now(), thread_cpu());
         loop {
@@ -278,14 +277,15 @@ impl Plane {
                 },
                 () = sleep_until_some(publish_at) => {
                     publish_at = None;
-                    published = Instant::now();
+                    let start = Instant::now();
                     self.publish_timed(&mut report);
+                    next_publish = start + time_to_next_publish(start.elapsed());
                 }
                 _ = changes.tick(), if matches!(state, State::Gathered | State::AtOnce) => {
                     self.change_one();
                     report.changes += 1;
                     if state == State::Gathered {
-                        publish_at.get_or_insert(published + PUBLISH_INTERVAL);
+                        publish_at.get_or_insert(next_publish);
                     } else {
                         self.publish_timed(&mut report);
                     }

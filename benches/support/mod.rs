@@ -21,9 +21,9 @@ use std::time::Duration;
 
 use flanneld::dataplane::routes::{Route, Routes, SharedRoutes};
 use flanneld::dataplane::stats::{Drop, Stats};
-use flanneld::dataplane::sys::socket::{UdpSocket, UdpWish};
+use flanneld::dataplane::sys::socket::UdpWish;
 use flanneld::dataplane::sys::tun::{Tun, TunOffload};
-use flanneld::dataplane::worker::{Dataplane, Settings, SourceCheck};
+use flanneld::dataplane::worker::{Dataplane, Settings, Sockets, SourceCheck, Width};
 use flanneld::host::netlink::Host;
 use flanneld::host::tun_setup::TunSetup;
 use ipnet::Ipv4Net;
@@ -35,6 +35,8 @@ pub const PORT: u16 = 8285;
 pub const OVERLAY: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 0, 0, 0), 8);
 /// The tunnel's MTU over Ethernet.
 pub const MTU: u16 = 1472;
+/// What the daemon has by default on two CPUs.
+const WIDTH: Width = Width { queues: 16, pairs: 1 };
 /// How many subnets each side has in its table for the other.
 pub const PEER_SUBNETS: u8 = 64;
 
@@ -99,9 +101,10 @@ impl Carrier {
     /// Starts the data path of `own`, as the daemon does: its device in `netns`, its socket in
     /// `underlay`, every service of the kernel in use.
     pub fn start(underlay: &Netns, netns: &Netns, own: Side, peer: Side) -> Carrier {
-        let tun = netns.enter(|| Tun::create("flannel%d", TunOffload::TsoUso).unwrap());
+        let tun =
+            netns.enter(|| Tun::create("flannel%d", TunOffload::TsoUso, WIDTH.queues).unwrap());
         let wish = UdpWish { gso: true, gro: true };
-        let socket = underlay.enter(|| UdpSocket::bind(own.endpoint, wish).unwrap());
+        let sockets = underlay.enter(|| Sockets::bind(own.endpoint, wish, WIDTH).unwrap());
         let setup = TunSetup {
             name: tun.name().to_owned(),
             mtu: MTU.into(),
@@ -125,8 +128,7 @@ impl Carrier {
             one_by_one: false,
         };
         let stats: Arc<Stats> = Arc::default();
-        let dataplane =
-            Dataplane::start(settings, tun, Arc::new(socket), &routes, &stats, || {}).unwrap();
+        let dataplane = Dataplane::start(settings, tun, &sockets, &routes, &stats, || {}).unwrap();
         Carrier { dataplane, stats }
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use flanneld::dataplane::sys::receive::Receiver;
 use flanneld::dataplane::sys::send::Sender;
-use flanneld::dataplane::sys::socket::{UdpSocket, UdpWish};
+use flanneld::dataplane::sys::socket::{Sharing, UdpSocket, UdpWish};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::netns::Netns;
@@ -31,7 +31,7 @@ impl Plain {
     pub fn bind(netns: &Netns, address: SocketAddrV4) -> Plain {
         let wish = UdpWish { gso: false, gro: false };
         Plain {
-            socket: netns.enter(|| UdpSocket::bind(address, wish).unwrap()),
+            socket: netns.enter(|| UdpSocket::bind(address, wish, Sharing::Never).unwrap()),
             sender: Sender::new(BATCH, BATCH),
             receiver: Receiver::new(BATCH, SLOT_BYTES),
         }

@@ -8,6 +8,8 @@
 
 pub mod udp;
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use ipnet::Ipv4Net;
 use thiserror::Error;
@@ -16,6 +18,19 @@ use crate::dataplane::sys::socket::SocketError;
 use crate::dataplane::sys::tun::TunError;
 use crate::host::error::HostError;
 use crate::subnet::lease::{Lease, LeaseAttrs};
+
+/// Routes are published at most this often: a burst of changes becomes one table.
+const PUBLISH_INTERVAL: Duration = Duration::from_millis(20);
+
+/// And so many times the time that publishing took passes until the next time, so that a store that
+/// changes a thousand times a second costs a fiftieth of a core at most, however large the table.
+const PUBLISH_SHARE: u32 = 50;
+
+/// How long after a publish that `took` so long began the next one may begin.
+#[must_use]
+pub fn time_to_next_publish(took: Duration) -> Duration {
+    PUBLISH_INTERVAL.max(took * PUBLISH_SHARE)
+}
 
 /// Why a backend cannot work.
 #[derive(Debug, Error)]
