@@ -10,7 +10,7 @@ source "$(dirname "$0")/lib.sh"
 need_root "$@"
 install_build_tools
 install_missing ip:iproute2 tc:iproute2 ethtool:ethtool ping:iputils-ping iperf3:iperf3 \
-    tcpdump:tcpdump etcd:etcd-server etcdctl:etcd-client sysctl:procps
+    tcpdump:tcpdump iptables:iptables nft:nftables etcd:etcd-server etcdctl:etcd-client sysctl:procps
 find_cargo
 cd "$ROOT"
 

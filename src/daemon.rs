@@ -23,6 +23,7 @@ use crate::dataplane::sys::tun::TunOffload;
 use crate::dataplane::worker::Width;
 use crate::host::interface::{self, InterfaceWish};
 use crate::host::netlink::Host;
+use crate::host::rules::{Family, KeptRules, Nets, Rules};
 use crate::subnet::directory::DirectoryStore;
 use crate::subnet::env_file::{self, EnvFile};
 use crate::subnet::etcd::{EtcdConfig, EtcdStore, TlsFiles};
@@ -61,6 +62,7 @@ struct Daemon<'o> {
     options: &'o Options,
     config: NetworkConfig,
     backend: Box<dyn Backend>,
+    rules: KeptRules,
     peers: Peers,
     own: Lease,
     updates: mpsc::Receiver<Update>,
@@ -76,7 +78,9 @@ impl<'o> Daemon<'o> {
         info!("the store is {}", store.describe());
         let config = acquire::wait_for_config(&*store).await?;
         let host = Host::open()?;
-        let mut backend = prepare(options, &config, host).await?;
+        let rules =
+            Rules::prepare(options.rules, config.enable_nftables, families(&config)).await?;
+        let mut backend = prepare(options, &config, host.clone()).await?;
 
         let (config, own) = acquire::acquire_with_retry(
             &*store,
@@ -87,6 +91,7 @@ impl<'o> Daemon<'o> {
         .await?;
         info!("this host leases {} of {}", own.subnet.v4, config.network);
         backend.start(config.network, &own).await?;
+        let rules = rules.start(host, nets(&config, &own.subnet)).await?;
 
         let (updates_in, updates) = mpsc::channel(UPDATE_QUEUE);
         let timing = Timing { ttl: LEASE_TTL, margin: options.renew_margin };
@@ -96,6 +101,7 @@ impl<'o> Daemon<'o> {
             options,
             config,
             backend,
+            rules,
             peers,
             own,
             updates,
@@ -111,7 +117,7 @@ impl<'o> Daemon<'o> {
     fn write_env_file(&mut self) {
         let path = &self.options.subnet_file;
         let mtu = u32::from(self.backend.mtu());
-        let file = EnvFile::new(&self.config, &self.own.subnet, mtu, self.options.ip_masq);
+        let file = EnvFile::new(&self.config, &self.own.subnet, mtu, self.options.rules.masquerade);
         match file.write_atomic(path) {
             Ok(()) => {
                 info!("wrote {}", path.display());
@@ -188,6 +194,7 @@ impl<'o> Daemon<'o> {
                 if let Err(error) = self.backend.move_to(&self.own).await {
                     warn!("cannot move to {}: {error}; trying again", self.own.subnet.v4);
                 }
+                self.rules.follow(nets(&self.config, &self.own.subnet));
                 self.write_env_file();
                 true
             }
@@ -277,6 +284,20 @@ async fn prepare(
         busy_poll: options.busy_poll,
     };
     Ok(Box::new(UdpBackend::prepare(config, udp, &external, host)?))
+}
+
+/// The address families of the overlay.
+fn families(config: &NetworkConfig) -> &'static [Family] {
+    if config.ipv6.is_some() { &[Family::V4, Family::V6] } else { &[Family::V4] }
+}
+
+/// What the traffic rules are about.
+fn nets(config: &NetworkConfig, own: &Subnet) -> Vec<Nets> {
+    let mut nets = vec![Nets::v4(config.network, own.v4)];
+    if let (Some(ipv6), Some(subnet)) = (&config.ipv6, own.v6) {
+        nets.push(Nets::v6(ipv6.network, subnet));
+    }
+    nets
 }
 
 /// The subnet that this host had before, if `subnet.env` tells; a file that cannot be read costs

@@ -37,7 +37,7 @@ fn flanneld(args: &[&str]) -> (Option<i32>, String) {
 fn usage_errors_are_one_line_and_exit_2() {
     for (args, wanted) in [
         (&["--no-such-flag"][..], "--no-such-flag"),
-        (&["--ip-masq"], "ip-masq"),
+        (&["--healthz-port=8081"], "healthz-port"),
         (&["--kube-subnet-mgr"], "kube-subnet-mgr"),
         (&["--subnet-lease-renew-margin=1440"], "subnet-lease-renew-margin"),
         (&["--offload=fast"], "offload"),

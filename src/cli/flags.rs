@@ -134,12 +134,6 @@ pub(super) const NOT_YET: &[NotYet] = &[
     not_yet("net-config-path", "/etc/kube-flannel/net-conf.json", "Kubernetes"),
     not_yet("set-node-network-unavailable", "true", "Kubernetes"),
     not_yet("public-ipv6", "", "IPv6"),
-    not_yet("ip-masq", "false", "masquerading"),
-    not_yet("ip-masq-fully-random-disable", "false", "masquerading"),
-    not_yet("iptables-resync", "5", "setting traffic rules"),
-    // The default is upstream's, but no rules are set yet: only who asks for them is told.
-    not_yet("iptables-forward-rules", "false", "setting traffic rules"),
-    not_yet("ip-blackhole-route", "false", "the blackhole route"),
     not_yet("healthz-ip", "0.0.0.0", "the health endpoint"),
     not_yet("healthz-port", "0", "the health endpoint"),
     not_yet("vmodule", "", "verbosity by file"),

@@ -11,6 +11,7 @@ use thiserror::Error;
 use super::{UsageError, Values};
 use crate::dataplane::sys::poll::POLL_MAX;
 use crate::dataplane::worker::SourceCheck;
+use crate::host::rules::{ForwardRules, RulesOptions};
 
 /// A device's name has at most 15 bytes (Linux `IFNAMSIZ`, with the final zero).
 const MAX_DEVICE_NAME_BYTES: usize = 15;
@@ -27,6 +28,9 @@ const MAX_THREADS: usize = 16;
 
 /// A longer look costs CPU time on a quiet network and gains nothing: no wake-up takes as long.
 const MAX_BUSY_POLL_US: u64 = 1000;
+
+/// A day between two checks of the rules is as good as none.
+const MAX_RESYNC_SECONDS: u64 = 86_400;
 
 /// All that the operator decides, checked.
 #[derive(Clone, Debug)]
@@ -45,8 +49,8 @@ pub struct Options {
     pub public_ip: Option<Ipv4Addr>,
     /// Where `subnet.env` is written.
     pub subnet_file: PathBuf,
-    /// Whether to masquerade what leaves the overlay.
-    pub ip_masq: bool,
+    /// Which traffic rules are set.
+    pub rules: RulesOptions,
     /// The most that is tried of the TUN device's offloads.
     pub offload: OffloadMode,
     /// Whether to try sending many datagrams as one.
@@ -197,7 +201,7 @@ impl Options {
             iface_can_reach: ipv4(values, "iface-can-reach")?,
             public_ip: ipv4(values, "public-ip")?,
             subnet_file: path("subnet-file")?,
-            ip_masq: values.flag("ip-masq").unwrap_or_default(),
+            rules: rules(values)?,
             offload,
             udp_gso: wanted("udp-gso"),
             udp_gro: wanted("udp-gro"),
@@ -220,6 +224,25 @@ fn number(values: &Values, name: &str, most: usize) -> Result<Option<usize>, Usa
             _ => Err(values.error(name, format!("auto, or a number from 1 to {most}"))),
         },
     }
+}
+
+fn rules(values: &Values) -> Result<RulesOptions, UsageError> {
+    let on = |name| values.flag(name).unwrap_or_default();
+    let resync = u64::try_from(values.int("iptables-resync")).ok();
+    let resync = resync
+        .filter(|seconds| (1..=MAX_RESYNC_SECONDS).contains(seconds))
+        .ok_or_else(|| values.error("iptables-resync", "seconds from 1 to 86400"))?;
+    Ok(RulesOptions {
+        masquerade: on("ip-masq"),
+        random_fully: !on("ip-masq-fully-random-disable"),
+        forward: match on("iptables-forward-rules") {
+            false => ForwardRules::Off,
+            true if values.is_given("iptables-forward-rules") => ForwardRules::AskedFor,
+            true => ForwardRules::ByDefault,
+        },
+        resync: Duration::from_secs(resync),
+        blackhole: on("ip-blackhole-route"),
+    })
 }
 
 fn choice<T: FromStr<Err = InvalidChoice>>(

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::dataplane::worker::SourceCheck;
+use crate::host::rules::{ForwardRules, RulesOptions};
 
 fn parse_with(words: &[&str], env: &[(&str, &str)]) -> Result<Command, UsageError> {
     let env: HashMap<_, _> = env.iter().copied().collect();
@@ -40,7 +41,15 @@ fn defaults_are_upstreams() {
     assert_eq!(options.subnet_file, Path::new("/run/flannel/subnet.env"));
     assert!(options.iface.is_empty() && options.iface_regex.is_empty());
     assert_eq!((options.iface_can_reach, options.public_ip), (None, None));
-    assert_eq!((options.ip_masq, options.verbosity), (false, 0));
+    assert_eq!(options.verbosity, 0);
+    let rules = RulesOptions {
+        masquerade: false,
+        random_fully: true,
+        forward: ForwardRules::ByDefault,
+        resync: Duration::from_secs(5),
+        blackhole: false,
+    };
+    assert_eq!(options.rules, rules);
     assert_eq!(options.offload, OffloadMode::Auto);
     assert!(options.udp_gso && options.udp_gro);
     assert_eq!(options.source_check, SourceCheck::Peer);
@@ -121,9 +130,14 @@ fn bad_variables_are_named() {
         ("FLANNELD_UDP_GSO", "yes", r#"FLANNELD_UDP_GSO="yes": expected true or false"#),
         ("FLANNELD_OFFLOAD", "max", r#"FLANNELD_OFFLOAD="max": expected auto, tso or off"#),
         (
-            "FLANNELD_IP_MASQ",
+            "FLANNELD_KUBE_SUBNET_MGR",
             "1",
-            r#"FLANNELD_IP_MASQ="true": masquerading is not supported yet; remove it or set it to false"#,
+            r#"FLANNELD_KUBE_SUBNET_MGR="true": Kubernetes is not supported yet; remove it or set it to false"#,
+        ),
+        (
+            "FLANNELD_IPTABLES_RESYNC",
+            "0",
+            r#"FLANNELD_IPTABLES_RESYNC="0": expected seconds from 1 to 86400"#,
         ),
     ] {
         let error = parse_with(&[], &[(variable, value)]).unwrap_err().to_string();
@@ -157,6 +171,8 @@ fn values_are_checked() {
         ("-queues=0", r#""0": expected auto, or a number from 1 to 63"#),
         ("-queues=64", r#""64": expected auto, or a number from 1 to 63"#),
         ("-threads=17", r#""17": expected auto, or a number from 1 to 16"#),
+        ("-iptables-resync=-1", r#""-1": expected seconds from 1 to 86400"#),
+        ("-iptables-resync=86401", r#""86401": expected seconds from 1 to 86400"#),
         ("-busy-poll-us=1001", r#""1001": expected microseconds from 0 to 1000"#),
         ("-busy-poll-us=-1", r#""-1": expected microseconds from 0 to 1000"#),
         ("-etcd-prefix=./", r#""./": expected a path such as /coreos.com/network"#),
@@ -171,6 +187,28 @@ fn values_are_checked() {
     assert_eq!(options(&["-threads=16"]).threads, Some(16));
     assert_eq!(options(&["-tun-name=f%d0"]).tun_name, "f%d0");
     assert_eq!(options(&["-subnet-lease-renew-margin=1439"]).renew_margin.as_secs(), 1439 * 60);
+}
+
+#[test]
+fn rules_that_are_asked_for_are_told_from_those_by_default() {
+    let words = [
+        "-ip-masq",
+        "-ip-masq-fully-random-disable",
+        "-iptables-resync=0x10",
+        "-iptables-forward-rules=true",
+        "-ip-blackhole-route=1",
+    ];
+    let rules = RulesOptions {
+        masquerade: true,
+        random_fully: false,
+        forward: ForwardRules::AskedFor,
+        resync: Duration::from_secs(16),
+        blackhole: true,
+    };
+    assert_eq!(options(&words).rules, rules);
+    assert_eq!(options(&["-iptables-forward-rules=0"]).rules.forward, ForwardRules::Off);
+    let env = [("FLANNELD_IPTABLES_FORWARD_RULES", "true")];
+    assert_eq!(options_with(&[], &env).rules.forward, ForwardRules::AskedFor);
 }
 
 #[test]
@@ -247,12 +285,6 @@ fn what_is_not_there_yet_is_said() {
         "-kubeconfig-file=x",
         "-net-config-path=x",
         "-set-node-network-unavailable=false",
-        "-ip-masq",
-        "-ip-masq-fully-random-disable",
-        "-iptables-resync=6",
-        "-iptables-forward-rules",
-        "-iptables-forward-rules=true",
-        "-ip-blackhole-route",
         "-healthz-ip=127.0.0.1",
         "-healthz-port=2401",
         "-vmodule=a=1",
@@ -269,9 +301,6 @@ fn values_that_ask_for_nothing_are_accepted() {
         "-kube-api-url=",
         "-net-config-path=/etc/kube-flannel/net-conf.json",
         "-set-node-network-unavailable=T",
-        "-ip-masq=0",
-        "-iptables-resync=0x5",
-        "-iptables-forward-rules=false",
         "-healthz-ip=0.0.0.0",
         "-healthz-port=0",
         "-vmodule=",

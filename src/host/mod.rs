@@ -1,9 +1,12 @@
-//! What is set in the kernel: links, addresses, routes, and which interface faces the peers.
+//! What is set in the kernel: links, addresses, routes, traffic rules, and which interface faces
+//! the peers.
 #![forbid(unsafe_code)]
 
+pub mod blackhole;
 pub mod error;
 pub mod interface;
 pub mod link;
 pub mod monitor;
 pub mod netlink;
+pub mod rules;
 pub mod tun_setup;

@@ -203,7 +203,7 @@ pub(super) fn out_link(route: &RouteMessage) -> Option<(u32, Option<IpAddr>)> {
     Some((index?, gateway))
 }
 
-fn in_main_table(route: &RouteMessage) -> bool {
+pub(super) fn in_main_table(route: &RouteMessage) -> bool {
     // RTA_TABLE, where present, is the whole number; the header holds only its low byte.
     let table = route.attributes.iter().find_map(|attribute| match attribute {
         RouteAttribute::Table(table) => Some(*table),

@@ -5,7 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod allocate;
-mod backoff;
+pub(crate) mod backoff;
 pub mod directory;
 pub mod env_file;
 pub mod etcd;

@@ -1,0 +1,125 @@
+//! Keeps a blackhole route for the host's own subnet, so that packets for pods that do not exist
+//! end here instead of leaving by the default route.
+#![forbid(unsafe_code)]
+
+use std::net::IpAddr;
+
+use futures::TryStreamExt;
+use ipnet::IpNet;
+use rtnetlink::RouteMessageBuilder;
+use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_route::route::{
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteType,
+};
+use rustix::io::Errno;
+
+use super::error::{HostError, errno, failed};
+use super::netlink::{Host, in_main_table};
+
+/// The metric that every other route wins against. At upstream's 0, a blackhole that comes before
+/// the bridge swallows what the bridge's own route should carry (docs/decisions/012).
+const METRIC: u32 = u32::MAX;
+
+impl Host {
+    /// Makes sure that `subnet` has our blackhole route; `true` if anything changed. Other
+    /// blackhole routes of daemons, at metrics that hide pods, go.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel cannot be asked, or refuses.
+    pub async fn set_blackhole(&self, subnet: IpNet) -> Result<bool, HostError> {
+        let present = self.blackholes(subnet).await?;
+        let mut changed = false;
+        if !present.iter().any(|route| metric(route) == METRIC) {
+            match self.handle.route().add(blackhole(subnet, METRIC)).execute().await {
+                Ok(()) => changed = true,
+                Err(error) if errno(&error) == Some(Errno::EXIST) => {}
+                Err(error) => {
+                    return Err(failed(format!("adding the blackhole route {subnet}"), error));
+                }
+            }
+        }
+        for stale in present.iter().filter(|route| metric(route) != METRIC) {
+            changed |= self.remove(subnet, metric(stale)).await?;
+        }
+        Ok(changed)
+    }
+
+    /// Removes what [`Host::set_blackhole`] added; `true` if there was anything.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses.
+    pub async fn remove_blackhole(&self, subnet: IpNet) -> Result<bool, HostError> {
+        self.remove(subnet, METRIC).await
+    }
+
+    async fn remove(&self, subnet: IpNet, metric: u32) -> Result<bool, HostError> {
+        match self.handle.route().del(blackhole(subnet, metric)).execute().await {
+            Ok(()) => Ok(true),
+            Err(error) if errno(&error) == Some(Errno::SRCH) => Ok(false),
+            Err(error) => Err(failed(format!("removing the blackhole route {subnet}"), error)),
+        }
+    }
+
+    /// The blackhole routes for exactly `subnet` of the protocol that daemons use, `boot`.
+    async fn blackholes(&self, subnet: IpNet) -> Result<Vec<RouteMessage>, HostError> {
+        let mut message = RouteMessage::default();
+        message.header.address_family = family(subnet);
+        message.header.table = RouteHeader::RT_TABLE_MAIN;
+        message.header.kind = RouteType::BlackHole;
+        let routes: Vec<RouteMessage> = self
+            .handle
+            .route()
+            .get(message)
+            .execute()
+            .try_collect()
+            .await
+            .map_err(|error| failed("listing the blackhole routes".into(), error))?;
+        let destination = RouteAttribute::Destination(address(subnet.addr()));
+        Ok(routes
+            .into_iter()
+            .filter(|route| {
+                in_main_table(route)
+                    && route.header.kind == RouteType::BlackHole
+                    && route.header.protocol == RouteProtocol::Boot
+                    && route.header.destination_prefix_length == subnet.prefix_len()
+                    && route.attributes.contains(&destination)
+            })
+            .collect())
+    }
+}
+
+fn blackhole(subnet: IpNet, metric: u32) -> RouteMessage {
+    let mut route = RouteMessageBuilder::<IpAddr>::new()
+        .kind(RouteType::BlackHole)
+        .protocol(RouteProtocol::Boot)
+        .priority(metric)
+        .build();
+    route.header.address_family = family(subnet);
+    route.header.destination_prefix_length = subnet.prefix_len();
+    route.attributes.push(RouteAttribute::Destination(address(subnet.addr())));
+    route
+}
+
+fn metric(route: &RouteMessage) -> u32 {
+    let metric = route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Priority(metric) => Some(*metric),
+        _ => None,
+    });
+    metric.unwrap_or(0)
+}
+
+fn family(net: IpNet) -> AddressFamily {
+    match net {
+        IpNet::V4(_) => AddressFamily::Inet,
+        IpNet::V6(_) => AddressFamily::Inet6,
+    }
+}
+
+fn address(address: IpAddr) -> RouteAddress {
+    match address {
+        IpAddr::V4(v4) => RouteAddress::Inet(v4),
+        IpAddr::V6(v6) => RouteAddress::Inet6(v6),
+    }
+}

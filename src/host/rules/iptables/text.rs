@@ -1,0 +1,144 @@
+//! What iptables reads and prints. Pure.
+
+use std::fmt::Write;
+
+use super::super::rule::{Action, KUBE_MASQUERADE_MARK, Rule, Side};
+
+/// A chain of ours and where it is entered from.
+#[derive(Debug, PartialEq, Eq)]
+pub(in super::super) struct Chain {
+    pub(in super::super) table: &'static str,
+    pub(in super::super) name: &'static str,
+    pub(super) parent: &'static str,
+    comment: &'static str,
+}
+
+/// Flannel's chain for masquerading.
+pub(in super::super) const MASQUERADE: Chain = Chain {
+    table: "nat",
+    name: "FLANNEL-POSTRTG",
+    parent: "POSTROUTING",
+    comment: "flanneld masq",
+};
+
+/// Flannel's chain for forwarded packets.
+pub(in super::super) const FORWARD: Chain =
+    Chain { table: "filter", name: "FLANNEL-FWD", parent: "FORWARD", comment: "flanneld forward" };
+
+/// What is there of a chain: lines of `iptables -S` or `iptables-save`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Present {
+    /// Does the chain exist?
+    pub(super) exists: bool,
+    /// Its rules.
+    pub(super) rules: Vec<String>,
+    /// The parent's rules that are ours: one jump. Others are doubles, or of releases of flannel
+    /// that had no chains.
+    pub(super) in_parent: Vec<String>,
+}
+
+impl Chain {
+    fn jump(&self) -> String {
+        format!("-A {} -m comment --comment \"{}\" -j {}", self.parent, self.comment, self.name)
+    }
+
+    /// Picks what concerns this chain out of what `iptables -S` prints for its table.
+    pub(super) fn find(&self, listed: &str) -> Present {
+        self.find_among(listed.lines())
+    }
+
+    /// The same out of what `iptables-save` prints for all tables.
+    pub(super) fn find_saved(&self, saved: &str) -> Present {
+        let head = format!("*{}", self.table);
+        let table = saved.lines().skip_while(|line| *line != head);
+        self.find_among(table.take_while(|line| *line != "COMMIT"))
+    }
+
+    fn find_among<'a>(&self, lines: impl Iterator<Item = &'a str>) -> Present {
+        let (listed, saved) = (format!("-N {}", self.name), format!(":{} ", self.name));
+        let (own, parent) = (format!("-A {} ", self.name), format!("-A {} ", self.parent));
+        let comment = format!("--comment \"{}\"", self.comment);
+        let jump = format!("-j {}", self.name);
+        let mut present = Present::default();
+        for line in lines {
+            if line == listed || line.starts_with(&saved) {
+                present.exists = true;
+            } else if line.starts_with(&own) {
+                present.rules.push(line.to_owned());
+            } else if line.starts_with(&parent)
+                && (line.contains(&comment) || line.ends_with(&jump))
+            {
+                present.in_parent.push(line.to_owned());
+            }
+        }
+        present
+    }
+
+    /// The part of an `iptables-restore --noflush` that makes the chain hold exactly `rules` and
+    /// be entered once. A jump that is there stays where it is.
+    pub(super) fn set(&self, present: &Present, rules: &[Rule], random_fully: bool) -> String {
+        // Naming a chain creates or empties it.
+        let mut text = format!("*{}\n:{} - [0:0]\n", self.table, self.name);
+        let jump = self.jump();
+        let mut entered = false;
+        for line in &present.in_parent {
+            if *line == jump && !entered {
+                entered = true;
+            } else {
+                text += &deletion(line);
+            }
+        }
+        if !entered {
+            text += &jump;
+            text.push('\n');
+        }
+        for rule in rules {
+            text += &self.append(rule, random_fully);
+        }
+        text + "COMMIT\n"
+    }
+
+    /// The same for a chain that shall not be; empty if there is nothing to do.
+    pub(super) fn remove(&self, present: &Present) -> String {
+        if *present == Present::default() {
+            return String::new();
+        }
+        let mut text = format!("*{}\n", self.table);
+        text.extend(present.in_parent.iter().map(|line| deletion(line)));
+        if present.exists {
+            // Writing to a String cannot fail.
+            let _ = write!(text, "-F {0}\n-X {0}\n", self.name);
+        }
+        text + "COMMIT\n"
+    }
+
+    fn append(&self, rule: &Rule, random_fully: bool) -> String {
+        let mut text = format!("-A {}", self.name);
+        for (flag, side) in [("-s", rule.source), ("-d", rule.destination)] {
+            text += &match side {
+                Side::Any => String::new(),
+                Side::In(net) => format!(" {flag} {net}"),
+                Side::NotIn(net) => format!(" ! {flag} {net}"),
+            };
+        }
+        if rule.marked {
+            text += &format!(" -m mark --mark {KUBE_MASQUERADE_MARK:#x}/{KUBE_MASQUERADE_MARK:#x}");
+        }
+        text += &format!(" -m comment --comment \"{}\" -j ", self.comment);
+        text += match rule.action {
+            Action::Accept => "ACCEPT",
+            Action::Return => "RETURN",
+            Action::Masquerade if random_fully => "MASQUERADE --random-fully",
+            Action::Masquerade => "MASQUERADE",
+        };
+        text + "\n"
+    }
+}
+
+/// The line that undoes a line of `-A`.
+fn deletion(line: &str) -> String {
+    format!("{}\n", line.replacen("-A ", "-D ", 1))
+}
+
+#[cfg(test)]
+mod tests;

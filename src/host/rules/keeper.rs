@@ -1,0 +1,175 @@
+//! Keeps the rules: checks them now and then, puts back what somebody took away, follows the lease.
+
+use std::time::Instant;
+
+use tokio::sync::watch;
+use tokio::time::{MissedTickBehavior, interval};
+use tracing::{info, warn};
+
+use super::{Manager, Nets, RulesError, RulesOptions};
+use crate::host::error::HostError;
+use crate::host::netlink::Host;
+use crate::subnet::backoff::Complaint;
+
+/// Rules that are being kept. Dropping it ends the keeping, not the rules.
+#[derive(Debug)]
+pub struct KeptRules {
+    wanted: watch::Sender<Vec<Nets>>,
+}
+
+impl KeptRules {
+    /// The rules shall be about these networks from now on.
+    pub fn follow(&self, nets: Vec<Nets>) {
+        self.wanted.send_replace(nets);
+    }
+}
+
+/// What the task works with.
+pub(super) struct Keeper {
+    options: RulesOptions,
+    manager: Manager,
+    host: Host,
+    nets: Vec<Nets>,
+    /// What was there when the rules were set; `None` if they could not be.
+    there: Option<Vec<String>>,
+    complaint: Complaint,
+    put_back: Complaint,
+    blackhole_complaint: Complaint,
+}
+
+impl Keeper {
+    pub(super) fn new(
+        options: RulesOptions,
+        manager: Manager,
+        host: Host,
+        nets: Vec<Nets>,
+    ) -> Self {
+        Self {
+            options,
+            manager,
+            host,
+            nets,
+            there: None,
+            complaint: Complaint::default(),
+            put_back: Complaint::default(),
+            blackhole_complaint: Complaint::default(),
+        }
+    }
+
+    /// Sets the rules for the first time.
+    ///
+    /// # Errors
+    /// If they cannot be set, and were asked for by name.
+    pub(super) async fn set_first(&mut self) -> Result<(), RulesError> {
+        match self.manager.set(&self.nets).await {
+            Ok(there) => {
+                self.there = Some(there);
+                if !matches!(self.manager, Manager::Nobody) {
+                    info!("the traffic rules are set: {}", self.options);
+                }
+            }
+            Err(error) if self.options.asked_for() => return Err(error),
+            Err(error) => self.complain(&error),
+        }
+        self.keep_blackholes().await;
+        Ok(())
+    }
+
+    /// Keeps them from then on.
+    pub(super) fn spawn(self) -> KeptRules {
+        let (wanted, changes) = watch::channel(self.nets.clone());
+        tokio::spawn(self.run(changes));
+        KeptRules { wanted }
+    }
+
+    async fn run(mut self, mut changes: watch::Receiver<Vec<Nets>>) {
+        let mut ticks = interval(self.options.resync);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // The first is over at once.
+        ticks.tick().await;
+        loop {
+            tokio::select! {
+                changed = changes.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    let nets = changes.borrow_and_update().clone();
+                    self.follow(nets).await;
+                }
+                _ = ticks.tick() => {
+                    self.check().await;
+                    self.keep_blackholes().await;
+                }
+            }
+        }
+    }
+
+    /// Puts the rules back if anything about them changed.
+    async fn check(&mut self) {
+        let result = match self.manager.read(&self.nets).await {
+            Ok(now) if self.there.as_ref() == Some(&now) => return,
+            Ok(_) => self.manager.set(&self.nets).await,
+            Err(error) => Err(error),
+        };
+        match result {
+            Ok(there) => {
+                self.complaint.clear();
+                let text = match self.there.replace(there) {
+                    Some(_) => "the traffic rules were changed from outside: put back",
+                    None => "the traffic rules are set now",
+                };
+                if self.put_back.is_due(text, Instant::now()) {
+                    warn!("{text}");
+                }
+            }
+            Err(error) => self.complain(&error),
+        }
+    }
+
+    async fn follow(&mut self, nets: Vec<Nets>) {
+        if self.options.blackhole {
+            for old in self.nets.clone().iter().filter(|old| !nets.contains(old)) {
+                if let Err(error) = self.host.remove_blackhole(old.subnet()).await {
+                    self.complain_of_blackhole(&error);
+                }
+            }
+        }
+        self.nets = nets;
+        match self.manager.set(&self.nets).await {
+            Ok(there) => self.there = Some(there),
+            Err(error) => {
+                // Not what is there, so that the next check sets them.
+                self.there = None;
+                self.complain(&error);
+            }
+        }
+        self.keep_blackholes().await;
+    }
+
+    async fn keep_blackholes(&mut self) {
+        if !self.options.blackhole {
+            return;
+        }
+        for nets in self.nets.clone() {
+            match self.host.set_blackhole(nets.subnet()).await {
+                Ok(true) => info!("set the blackhole route {}", nets.subnet()),
+                Ok(false) => {}
+                Err(error) => self.complain_of_blackhole(&error),
+            }
+        }
+    }
+
+    fn complain(&mut self, error: &RulesError) {
+        let text = error.to_string();
+        if self.complaint.is_due(&text, Instant::now()) {
+            warn!("the traffic rules are not as they must be: {text}; trying again");
+        }
+    }
+
+    fn complain_of_blackhole(&mut self, error: &HostError) {
+        let text = error.to_string();
+        if self.blackhole_complaint.is_due(&text, Instant::now()) {
+            warn!("{text}; trying again");
+        }
+    }
+}
