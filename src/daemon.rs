@@ -170,6 +170,7 @@ impl<'o> Daemon<'o> {
                 }
             }
         }
+        self.rules.stop().await;
         self.backend.stop();
     }
 

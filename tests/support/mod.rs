@@ -18,6 +18,7 @@ pub mod etcd;
 pub mod lab;
 pub mod netns;
 pub mod relay;
+pub mod rules;
 pub mod traffic;
 
 use std::io::Write;

@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{info, warn};
 
@@ -15,12 +16,22 @@ use crate::subnet::backoff::Complaint;
 #[derive(Debug)]
 pub struct KeptRules {
     wanted: watch::Sender<Vec<Nets>>,
+    task: JoinHandle<()>,
 }
 
 impl KeptRules {
     /// The rules shall be about these networks from now on.
     pub fn follow(&self, nets: Vec<Nets>) {
         self.wanted.send_replace(nets);
+    }
+
+    /// Ends the keeping; a tool that runs is killed, which leaves whole transactions. Waits until
+    /// no tool is being started: until it runs, it holds copies of our sockets and devices, and
+    /// the next daemon would find its port in use.
+    pub async fn stop(self) {
+        self.task.abort();
+        // Cancelled is what it shall be.
+        let _ = self.task.await;
     }
 }
 
@@ -78,8 +89,7 @@ impl Keeper {
     /// Keeps them from then on.
     pub(super) fn spawn(self) -> KeptRules {
         let (wanted, changes) = watch::channel(self.nets.clone());
-        tokio::spawn(self.run(changes));
-        KeptRules { wanted }
+        KeptRules { wanted, task: tokio::spawn(self.run(changes)) }
     }
 
     async fn run(mut self, mut changes: watch::Receiver<Vec<Nets>>) {
