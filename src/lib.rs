@@ -21,7 +21,8 @@
 //! - [`subnet`]: who owns which subnet. Control plane, async.
 //! - [`backend`]: what is done with the peers' leases.
 //! - [`dataplane`]: the hot loop. Plain threads; no tokio, no lock, no allocation per packet.
-//! - [`host`]: what is set in the kernel: links, addresses, routes, the external interface.
+//! - [`host`]: what is set in the kernel: links, addresses, routes, traffic rules, the external
+//!   interface.
 //! - [`daemon`]: the order of starting, supervising and stopping.
 //!
 //! # Unsafe code

@@ -146,6 +146,7 @@ fn what_somebody_takes_away_comes_back() {
                 "-t nat -A FLANNEL-POSTRTG -m mark --mark 0x4000/0x4000 -j RETURN",
             ],
             &["-t nat -I FLANNEL-POSTRTG -j ACCEPT"],
+            &["-t nat -I FLANNEL-POSTRTG 4 -j ACCEPT"],
             &["-t nat -A POSTROUTING -j FLANNEL-POSTRTG"],
             // As releases of flannel without chains had it.
             &[
@@ -199,6 +200,54 @@ fn the_rules_of_others_are_left_alone() {
         nat.insert(3, "-A POSTROUTING -s 10.98.0.0/16 -j MASQUERADE".into());
         wait_for(&format!("{kind:?}"), &nat, || saved(host.netns(), &tool, "nat"));
         daemon.stop();
+    }
+}
+
+/// Two daemons with networks, stores and ports of their own on one host, as upstream allows. They
+/// share the chains; whoever finds its rules gone adds them again, and that is all.
+#[test]
+fn two_daemons_share_the_chains() {
+    for kind in [Kind::Legacy, Kind::Nft] {
+        let Some(host) = Host::new("two_daemons_share_the_chains") else { return };
+        let second = tempfile::tempdir().unwrap();
+        let config = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"udp","Port":8286}}"#;
+        std::fs::write(second.path().join("config"), config).unwrap();
+        let subnet_file = second.path().join("subnet.env");
+        std::fs::write(&subnet_file, "FLANNEL_SUBNET=10.5.21.1/24\n").unwrap();
+        let first = host.start(kind, &["--ip-masq"]);
+        let args = [
+            "--ip-masq",
+            "--iptables-resync=1",
+            "--iface=eth0",
+            "--store-dir",
+            second.path().to_str().unwrap(),
+            "--subnet-file",
+            subnet_file.to_str().unwrap(),
+        ];
+        let toolbox = &host.toolboxes[kind as usize];
+        let second = Daemon::spawn(host.netns(), &args, &[toolbox.path()]);
+        second.wait_ready();
+
+        // One chain, one jump and one rule about marks for both, and the other rules of each.
+        let shared = |line: &String| {
+            [":FLANNEL-", "-j FLANNEL-", "--mark"].iter().any(|part| line.contains(part))
+        };
+        let mut both = wanted(kind);
+        let others: Vec<String> = both.iter().filter(|line| !shared(line)).cloned().collect();
+        both.extend(others.iter().map(|line| line.replace("172.7.", "10.5.")));
+        both.sort();
+        let sorted = || {
+            let mut lines = present(host.netns(), kind);
+            lines.sort();
+            lines
+        };
+        wait_for("both", &both, sorted);
+        let put_back = "the traffic rules were changed from outside: put back";
+        first.wait_log(put_back, PATIENCE);
+        assert_eq!(second.count(put_back), 0, "{}", second.log());
+        first.stop();
+        second.stop();
+        assert_eq!(sorted(), both);
     }
 }
 

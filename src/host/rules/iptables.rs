@@ -32,6 +32,8 @@ struct Programs {
     list: PathBuf,
     restore: PathBuf,
     version: Version,
+    /// What was set: each chain with our rules as they are listed.
+    set: Vec<(&'static Chain, Vec<String>)>,
 }
 
 /// What `iptables --version` tells.
@@ -60,60 +62,57 @@ impl Iptables {
         Keeps(Some(self))
     }
 
-    /// Makes the chains hold exactly the rules, each family in one run of `iptables-restore`.
-    /// Returns what is there then.
-    pub(super) async fn set(&self, nets: &[Nets]) -> Result<Vec<String>, RulesError> {
-        for (programs, nets) in self.with(nets) {
+    /// Puts the rules into their chains, each family in one run of `iptables-restore`.
+    pub(super) async fn set(&mut self, nets: &[Nets]) -> Result<(), RulesError> {
+        let wanted = self.wanted;
+        for programs in &mut self.families {
+            let Some(nets) = nets.iter().find(|nets| nets.family() == programs.family) else {
+                continue;
+            };
+            let chains = wanted_chains(wanted, nets);
+            let random = wanted.random_fully && programs.version.knows_wait_and_random();
             let mut input = String::new();
-            for (chain, rules) in self.wanted_chains(nets) {
+            for (chain, rules) in &chains {
                 let present = programs.present(chain).await?;
-                let random = self.wanted.random_fully && programs.version.knows_wait_and_random();
-                input += &chain.set(&present, &rules, random);
+                input += &chain.set(&present, programs.own(chain), rules, random);
             }
             programs.restore(&input).await?;
-        }
-        // As the tool prints it, which is not always as it was written.
-        let mut all = Vec::new();
-        for (programs, nets) in self.with(nets) {
-            for (chain, rules) in self.wanted_chains(nets) {
+            for (chain, rules) in &chains {
                 let present = programs.present(chain).await?;
-                if present.rules.len() != rules.len() || present.in_parent.len() != 1 {
-                    return Err(RulesError::NotKept { chain: chain.name });
+                match present.find_own(rules, nets) {
+                    Some(own) if chain.holds(&present, own) => {
+                        programs.set.retain(|(set, _)| set != chain);
+                        programs.set.push((chain, own.to_vec()));
+                    }
+                    _ => return Err(RulesError::NotKept { chain: chain.name }),
                 }
-                all.extend(present.in_parent.into_iter().chain(present.rules));
             }
         }
-        Ok(all)
+        Ok(())
     }
 
-    /// What is there now.
-    pub(super) async fn read(&self, nets: &[Nets]) -> Result<Vec<String>, RulesError> {
-        let mut all = Vec::new();
-        for (programs, nets) in self.with(nets) {
-            for (chain, _) in self.wanted_chains(nets) {
-                let present = programs.present(chain).await?;
-                all.extend(present.in_parent.into_iter().chain(present.rules));
+    /// Is everything there as it was when it was set?
+    pub(super) async fn holds(&self) -> Result<bool, RulesError> {
+        for programs in &self.families {
+            for (chain, own) in &programs.set {
+                if !chain.holds(&programs.present(chain).await?, own) {
+                    return Ok(false);
+                }
             }
         }
-        Ok(all)
+        Ok(true)
     }
+}
 
-    fn with<'a>(&'a self, nets: &'a [Nets]) -> impl Iterator<Item = (&'a Programs, &'a Nets)> {
-        self.families.iter().filter_map(|programs| {
-            Some((programs, nets.iter().find(|nets| nets.family() == programs.family)?))
-        })
+fn wanted_chains(wanted: Wanted, nets: &Nets) -> Vec<(&'static Chain, Vec<Rule>)> {
+    let mut chains = Vec::new();
+    if wanted.masquerade {
+        chains.push((&MASQUERADE, rule::masquerade(nets).to_vec()));
     }
-
-    fn wanted_chains(&self, nets: &Nets) -> Vec<(&'static Chain, Vec<Rule>)> {
-        let mut chains = Vec::new();
-        if self.wanted.masquerade {
-            chains.push((&MASQUERADE, rule::masquerade(nets).to_vec()));
-        }
-        if self.wanted.forward {
-            chains.push((&FORWARD, rule::forward(nets).to_vec()));
-        }
-        chains
+    if wanted.forward {
+        chains.push((&FORWARD, rule::forward(nets).to_vec()));
     }
+    chains
 }
 
 impl Programs {
@@ -124,7 +123,12 @@ impl Programs {
         let restore = format!("{name}-restore");
         let restore = tool::find(&restore).ok_or_else(|| missing(restore))?;
         let version = Version::parse(&tool::output_of(&list, &["--version"], "").await?);
-        Ok(Self { family, list, restore, version })
+        Ok(Self { family, list, restore, version, set: Vec::new() })
+    }
+
+    /// Our rules in this chain, as they were listed when they were set last.
+    fn own(&self, chain: &Chain) -> Option<&[String]> {
+        self.set.iter().find(|(set, _)| *set == chain).map(|(_, own)| own.as_slice())
     }
 
     async fn present(&self, chain: &Chain) -> Result<Present, RulesError> {

@@ -41,8 +41,8 @@ pub(super) struct Keeper {
     manager: Manager,
     host: Host,
     nets: Vec<Nets>,
-    /// What was there when the rules were set; `None` if they could not be.
-    there: Option<Vec<String>>,
+    /// The rules for `nets` could be set.
+    set: bool,
     complaint: Complaint,
     put_back: Complaint,
     blackhole_complaint: Complaint,
@@ -60,7 +60,7 @@ impl Keeper {
             manager,
             host,
             nets,
-            there: None,
+            set: false,
             complaint: Complaint::default(),
             put_back: Complaint::default(),
             blackhole_complaint: Complaint::default(),
@@ -73,8 +73,8 @@ impl Keeper {
     /// If they cannot be set, and were asked for by name.
     pub(super) async fn set_first(&mut self) -> Result<(), RulesError> {
         match self.manager.set(&self.nets).await {
-            Ok(there) => {
-                self.there = Some(there);
+            Ok(()) => {
+                self.set = true;
                 if !matches!(self.manager, Manager::Nobody) {
                     info!("the traffic rules are set: {}", self.options);
                 }
@@ -116,18 +116,21 @@ impl Keeper {
 
     /// Puts the rules back if anything about them changed.
     async fn check(&mut self) {
-        let result = match self.manager.read(&self.nets).await {
-            Ok(now) if self.there.as_ref() == Some(&now) => return,
-            Ok(_) => self.manager.set(&self.nets).await,
-            Err(error) => Err(error),
-        };
-        match result {
-            Ok(there) => {
+        if self.set {
+            match self.manager.holds().await {
+                Ok(true) => return,
+                Ok(false) => {}
+                Err(error) => return self.complain(&error),
+            }
+        }
+        match self.manager.set(&self.nets).await {
+            Ok(()) => {
                 self.complaint.clear();
-                let text = match self.there.replace(there) {
-                    Some(_) => "the traffic rules were changed from outside: put back",
-                    None => "the traffic rules are set now",
+                let text = match self.set {
+                    true => "the traffic rules were changed from outside: put back",
+                    false => "the traffic rules are set now",
                 };
+                self.set = true;
                 if self.put_back.is_due(text, Instant::now()) {
                     warn!("{text}");
                 }
@@ -145,13 +148,11 @@ impl Keeper {
             }
         }
         self.nets = nets;
-        match self.manager.set(&self.nets).await {
-            Ok(there) => self.there = Some(there),
-            Err(error) => {
-                // Not what is there, so that the next check sets them.
-                self.there = None;
-                self.complain(&error);
-            }
+        let result = self.manager.set(&self.nets).await;
+        // If not, the next check sets them.
+        self.set = result.is_ok();
+        if let Err(error) = result {
+            self.complain(&error);
         }
         self.keep_blackholes().await;
     }

@@ -134,22 +134,21 @@ enum Manager {
 }
 
 impl Manager {
-    /// Makes the rules be there, in one transaction for each family or better. Returns what is
-    /// there then.
-    async fn set(&self, nets: &[Nets]) -> Result<Vec<String>, RulesError> {
+    /// Makes the rules be there, in one transaction for each family or better.
+    async fn set(&mut self, nets: &[Nets]) -> Result<(), RulesError> {
         match self {
-            Self::Nobody => Ok(Vec::new()),
+            Self::Nobody => Ok(()),
             Self::Iptables(iptables) => iptables.set(nets).await,
             Self::Nftables(nftables) => nftables.set(nets).await,
         }
     }
 
-    /// What is there now.
-    async fn read(&self, nets: &[Nets]) -> Result<Vec<String>, RulesError> {
+    /// Are the rules as they were set?
+    async fn holds(&self) -> Result<bool, RulesError> {
         match self {
-            Self::Nobody => Ok(Vec::new()),
-            Self::Iptables(iptables) => iptables.read(nets).await,
-            Self::Nftables(nftables) => nftables.read(nets).await,
+            Self::Nobody => Ok(true),
+            Self::Iptables(iptables) => iptables.holds().await,
+            Self::Nftables(nftables) => nftables.holds().await,
         }
     }
 

@@ -19,6 +19,8 @@ pub(super) struct Nftables {
     wanted: Wanted,
     /// Tables and chains bear comments: since Linux 5.10 and nft 0.9.7.
     comments: bool,
+    /// What was set, as it is listed.
+    set: Vec<(Family, Vec<String>)>,
 }
 
 impl Nftables {
@@ -40,35 +42,38 @@ impl Nftables {
                 "chain probe { type nat hook postrouting priority 100; masquerade fully-random; }",
             )
             .await?;
-        Ok(Self { nft, wanted, comments })
+        Ok(Self { nft, wanted, comments, set: Vec::new() })
     }
 
-    /// Replaces the families' tables, all in one transaction. Returns what is there then.
-    pub(super) async fn set(&self, nets: &[Nets]) -> Result<Vec<String>, RulesError> {
+    /// Replaces the families' tables, all in one transaction.
+    pub(super) async fn set(&mut self, nets: &[Nets]) -> Result<(), RulesError> {
         let tables: Vec<Table> =
             nets.iter().map(|nets| Table::new(nets, self.wanted, self.comments)).collect();
         let input: String = tables.iter().map(|table| table.text.as_str()).collect();
         tool::output_of(&self.nft, &["-f", "-"], &input).await?;
         // As the kernel has it, which is not always as it was written.
-        let mut all = Vec::new();
+        let mut set = Vec::new();
         for (nets, table) in nets.iter().zip(&tables) {
-            let present = self.read_table(nets.family()).await?;
+            let family = nets.family();
+            let present = self.read_table(family).await?;
             let rules = present.iter().filter(|object| object.starts_with("{\"rule\"")).count();
             if rules != table.rules {
-                return Err(RulesError::NotKept { chain: name(nets.family()) });
+                return Err(RulesError::NotKept { chain: name(family) });
             }
-            all.extend(present);
+            set.push((family, present));
         }
-        Ok(all)
+        self.set = set;
+        Ok(())
     }
 
-    /// What is there now.
-    pub(super) async fn read(&self, nets: &[Nets]) -> Result<Vec<String>, RulesError> {
-        let mut all = Vec::new();
-        for nets in nets {
-            all.extend(self.read_table(nets.family()).await?);
+    /// Is everything there as it was when it was set, and nothing else?
+    pub(super) async fn holds(&self) -> Result<bool, RulesError> {
+        for (family, set) in &self.set {
+            if self.read_table(*family).await? != *set {
+                return Ok(false);
+            }
         }
-        Ok(all)
+        Ok(true)
     }
 
     async fn read_table(&self, family: Family) -> Result<Vec<String>, RulesError> {

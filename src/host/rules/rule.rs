@@ -52,6 +52,12 @@ impl Nets {
         self.subnet
     }
 
+    /// Does a line of a tool's listing name one of them?
+    pub(super) fn are_in(&self, line: &str) -> bool {
+        let (network, subnet) = (self.network.to_string(), self.subnet.to_string());
+        line.split_whitespace().any(|word| word == network || word == subnet)
+    }
+
     /// All multicast addresses of the family (RFC 5771, RFC 4291).
     fn multicast(&self) -> IpNet {
         // Cannot panic: the lengths are constant and short enough.

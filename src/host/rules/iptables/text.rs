@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::super::rule::{Action, KUBE_MASQUERADE_MARK, Rule, Side};
+use super::super::rule::{Action, KUBE_MASQUERADE_MARK, Nets, Rule, Side};
 
 /// A chain of ours and where it is entered from.
 #[derive(Debug, PartialEq, Eq)]
@@ -11,6 +11,8 @@ pub(in super::super) struct Chain {
     pub(in super::super) name: &'static str,
     pub(super) parent: &'static str,
     comment: &'static str,
+    /// Its first rule is about marks.
+    marks: bool,
 }
 
 /// Flannel's chain for masquerading.
@@ -19,19 +21,27 @@ pub(in super::super) const MASQUERADE: Chain = Chain {
     name: "FLANNEL-POSTRTG",
     parent: "POSTROUTING",
     comment: "flanneld masq",
+    marks: true,
 };
 
 /// Flannel's chain for forwarded packets.
-pub(in super::super) const FORWARD: Chain =
-    Chain { table: "filter", name: "FLANNEL-FWD", parent: "FORWARD", comment: "flanneld forward" };
+pub(in super::super) const FORWARD: Chain = Chain {
+    table: "filter",
+    name: "FLANNEL-FWD",
+    parent: "FORWARD",
+    comment: "flanneld forward",
+    marks: false,
+};
 
 /// What is there of a chain: lines of `iptables -S` or `iptables-save`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Present {
     /// Does the chain exist?
     pub(super) exists: bool,
-    /// Its rules.
+    /// Its rules: ours, and those of another daemon on this host.
     pub(super) rules: Vec<String>,
+    /// Rules in it that no flannel has put there.
+    pub(super) strays: Vec<String>,
     /// The parent's rules that are ours: one jump. Others are doubles, or of releases of flannel
     /// that had no chains.
     pub(super) in_parent: Vec<String>,
@@ -64,7 +74,10 @@ impl Chain {
             if line == listed || line.starts_with(&saved) {
                 present.exists = true;
             } else if line.starts_with(&own) {
-                present.rules.push(line.to_owned());
+                match line.contains(&comment) {
+                    true => present.rules.push(line.to_owned()),
+                    false => present.strays.push(line.to_owned()),
+                }
             } else if line.starts_with(&parent)
                 && (line.contains(&comment) || line.ends_with(&jump))
             {
@@ -74,11 +87,34 @@ impl Chain {
         present
     }
 
-    /// The part of an `iptables-restore --noflush` that makes the chain hold exactly `rules` and
-    /// be entered once. A jump that is there stays where it is.
-    pub(super) fn set(&self, present: &Present, rules: &[Rule], random_fully: bool) -> String {
-        // Naming a chain creates or empties it.
-        let mut text = format!("*{}\n:{} - [0:0]\n", self.table, self.name);
+    /// The part of an `iptables-restore --noflush` that puts `rules` into the chain, and makes sure
+    /// that it is entered once. What is there and right stays where it is.
+    ///
+    /// `own` are the rules that we have set before, as they are listed; without them, the chain
+    /// is emptied. With them, it keeps the rules of another daemon; the rule about marks, which is
+    /// the same for all, stands once and first.
+    pub(super) fn set(
+        &self,
+        present: &Present,
+        own: Option<&[String]>,
+        rules: &[Rule],
+        random_fully: bool,
+    ) -> String {
+        let mut text = format!("*{}\n", self.table);
+        let mut keeps_marks = false;
+        match own {
+            Some(own) if present.exists => {
+                keeps_marks = self.has_marks_first(present)
+                    && present.rules.iter().filter(|line| is_about_marks(line)).count() == 1;
+                let ours = present.rules.iter().filter(|line| match is_about_marks(line) {
+                    true => !keeps_marks,
+                    false => own.contains(line),
+                });
+                text.extend(ours.chain(&present.strays).map(|line| deletion(line)));
+            }
+            // Naming a chain creates or empties it.
+            _ => text += &format!(":{} - [0:0]\n", self.name),
+        }
         let jump = self.jump();
         let mut entered = false;
         for line in &present.in_parent {
@@ -93,9 +129,25 @@ impl Chain {
             text.push('\n');
         }
         for rule in rules {
-            text += &self.append(rule, random_fully);
+            match rule.marked {
+                true if keeps_marks => {}
+                true => text += &self.rule("-I", rule, random_fully),
+                false => text += &self.rule("-A", rule, random_fully),
+            }
         }
         text + "COMMIT\n"
+    }
+
+    /// Is the chain entered, and are these rules in it, without a stray?
+    pub(super) fn holds(&self, present: &Present, own: &[String]) -> bool {
+        present.strays.is_empty()
+            && present.in_parent.len() == 1
+            && self.has_marks_first(present)
+            && present.rules.windows(own.len()).any(|lines| lines == own)
+    }
+
+    fn has_marks_first(&self, present: &Present) -> bool {
+        !self.marks || present.rules.first().is_some_and(|line| is_about_marks(line))
     }
 
     /// The same for a chain that shall not be; empty if there is nothing to do.
@@ -112,8 +164,9 @@ impl Chain {
         text + "COMMIT\n"
     }
 
-    fn append(&self, rule: &Rule, random_fully: bool) -> String {
-        let mut text = format!("-A {}", self.name);
+    /// A line that adds a rule: at the end by `-A`, at the start by `-I`.
+    fn rule(&self, command: &str, rule: &Rule, random_fully: bool) -> String {
+        let mut text = format!("{command} {}", self.name);
         for (flag, side) in [("-s", rule.source), ("-d", rule.destination)] {
             text += &match side {
                 Side::Any => String::new(),
@@ -133,6 +186,21 @@ impl Chain {
         };
         text + "\n"
     }
+}
+
+impl Present {
+    /// Our rules among those of the chain, as they are listed: not always as they were written.
+    /// Without the one about marks.
+    pub(super) fn find_own(&self, rules: &[Rule], nets: &Nets) -> Option<&[String]> {
+        let count = rules.iter().filter(|rule| !rule.marked).count();
+        // The last: ours were put at the end.
+        self.rules.windows(count).rfind(|lines| lines.iter().all(|line| nets.are_in(line)))
+    }
+}
+
+/// All other rules are about networks.
+fn is_about_marks(line: &str) -> bool {
+    !line.contains(" -s ") && !line.contains(" -d ")
 }
 
 /// The line that undoes a line of `-A`.
