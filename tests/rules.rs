@@ -327,7 +327,13 @@ fn dual_stack_has_rules_of_both_families() {
         let env = "FLANNEL_SUBNET=172.7.21.1/24\nFLANNEL_IPV6_SUBNET=fd00:7:0:21::1/64\n";
         std::fs::write(host.host().subnet_file(), env).unwrap();
         let toolbox = &host.toolboxes[kind as usize];
-        let args = ["--store-dir", store.to_str().unwrap(), "--ip-masq", "--iptables-resync=1"];
+        let args = [
+            "--store-dir",
+            store.to_str().unwrap(),
+            "--ip-masq",
+            "--ip-blackhole-route",
+            "--iptables-resync=1",
+        ];
         let daemon = host.host().spawn_daemon(&args, &[toolbox.path()]);
         daemon.wait_ready();
         let translate = |line: &String| {
@@ -354,7 +360,14 @@ fn dual_stack_has_rules_of_both_families() {
             Kind::Nftables => "nft delete table ip6 flannel-ipv6".to_owned(),
             _ => format!("ip6tables-{} --wait -t nat -F", kind.suffix()),
         });
+        netns.ip("-6 route del blackhole fd00:7:0:21::/64 metric 4294967295");
         wait_for("IPv6", &expected, present6);
+        let blackhole =
+            "blackhole fd00:7:0:21::/64 dev lo metric 4294967295 pref medium".to_owned();
+        wait_for("the blackhole route", &[blackhole], || {
+            let routes = netns.ip("-6 route show type blackhole");
+            routes.lines().map(|line| line.trim().to_owned()).collect()
+        });
         assert_eq!(present(netns, kind), wanted(kind));
         daemon.stop();
 

@@ -1,7 +1,7 @@
 //! The rules by nftables: a table of our own for each family, replaced whole.
 //!
-//! Written as text, because nft's JSON has no comments of tables and chains before 1.1; read as
-//! JSON.
+//! Written as text, because nft's JSON drops the comments of tables and chains (nft 1.0.6); read
+//! as JSON.
 
 use std::fmt::Write;
 use std::path::PathBuf;
@@ -17,7 +17,7 @@ use super::{RulesError, Wanted, tool};
 pub(super) struct Nftables {
     nft: PathBuf,
     wanted: Wanted,
-    /// Tables and chains bear comments: since Linux 5.10 and nft 0.9.7.
+    /// Tables and chains may bear comments: since Linux 5.10.
     comments: bool,
     /// What was set, as it is listed.
     set: Vec<(Family, Vec<String>)>,
