@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use tracing::{info, warn};
 
-use self::text::{Chain, FORWARD, MASQUERADE, Present};
+use self::text::{Chain, FORWARD, MASQUERADE};
 use super::rule::{self, Family, Nets, Rule};
 use super::{RulesError, Wanted, tool};
 
@@ -16,7 +16,7 @@ const WAIT: &str = "--wait=5";
 
 /// The first release whose `iptables-restore` knows `--wait`, and MASQUERADE `--random-fully`
 /// (facts 9.1).
-const WAIT_AND_RANDOM: (u32, u32, u32) = (1, 6, 2);
+const WAIT_AND_RANDOM: Version = Version(1, 6, 2);
 
 /// Sets the rules of the wanted families.
 #[derive(Debug)]
@@ -29,7 +29,7 @@ pub(super) struct Iptables {
 #[derive(Debug)]
 struct Programs {
     family: Family,
-    list: PathBuf,
+    save: PathBuf,
     restore: PathBuf,
     version: Version,
     /// What was set: each chain with our rules as they are listed.
@@ -37,12 +37,8 @@ struct Programs {
 }
 
 /// What `iptables --version` tells.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Version {
-    number: (u32, u32, u32),
-    /// Rules are kept by nftables.
-    nft: bool,
-}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Version(u32, u32, u32);
 
 impl Iptables {
     /// Finds the tools for these families.
@@ -72,13 +68,15 @@ impl Iptables {
             let chains = wanted_chains(wanted, nets);
             let random = wanted.random_fully && programs.version.knows_wait_and_random();
             let mut input = String::new();
+            let saved = programs.saved().await?;
             for (chain, rules) in &chains {
-                let present = programs.present(chain).await?;
+                let present = chain.find(&saved);
                 input += &chain.set(&present, programs.own(chain), rules, random);
             }
             programs.restore(&input).await?;
+            let saved = programs.saved().await?;
             for (chain, rules) in &chains {
-                let present = programs.present(chain).await?;
+                let present = chain.find(&saved);
                 match present.find_own(rules, nets) {
                     Some(own) if chain.holds(&present, own) => {
                         programs.set.retain(|(set, _)| set != chain);
@@ -94,10 +92,9 @@ impl Iptables {
     /// Is everything there as it was when it was set?
     pub(super) async fn holds(&self) -> Result<bool, RulesError> {
         for programs in &self.families {
-            for (chain, own) in &programs.set {
-                if !chain.holds(&programs.present(chain).await?, own) {
-                    return Ok(false);
-                }
+            let saved = programs.saved().await?;
+            if !programs.set.iter().all(|(chain, own)| chain.holds(&chain.find(&saved), own)) {
+                return Ok(false);
             }
         }
         Ok(true)
@@ -117,13 +114,13 @@ fn wanted_chains(wanted: Wanted, nets: &Nets) -> Vec<(&'static Chain, Vec<Rule>)
 
 impl Programs {
     async fn find(family: Family) -> Result<Self, RulesError> {
-        let name = name(family);
-        let missing = |tool: String| RulesError::Missing { tool, package: "iptables" };
-        let list = tool::find(name).ok_or_else(|| missing(name.into()))?;
-        let restore = format!("{name}-restore");
-        let restore = tool::find(&restore).ok_or_else(|| missing(restore))?;
-        let version = Version::parse(&tool::output_of(&list, &["--version"], "").await?);
-        Ok(Self { family, list, restore, version, set: Vec::new() })
+        let find = |end: &str| {
+            let tool = format!("{}{end}", name(family));
+            tool::find(&tool).ok_or(RulesError::Missing { tool, package: "iptables" })
+        };
+        let (plain, save, restore) = (find("")?, find("-save")?, find("-restore")?);
+        let version = Version::parse(&tool::output_of(&plain, &["--version"], "").await?);
+        Ok(Self { family, save, restore, version, set: Vec::new() })
     }
 
     /// Our rules in this chain, as they were listed when they were set last.
@@ -131,18 +128,9 @@ impl Programs {
         self.set.iter().find(|(set, _)| *set == chain).map(|(_, own)| own.as_slice())
     }
 
-    async fn present(&self, chain: &Chain) -> Result<Present, RulesError> {
-        let list = async |name| {
-            let args = [WAIT, "-t", chain.table, "-S", name];
-            let output = tool::run(&self.list, &args, "").await?;
-            match output.status.code() {
-                Some(0) => Ok(tool::text(&output.stdout)),
-                // There is no such chain.
-                Some(1) if name == chain.name => Ok(String::new()),
-                _ => Err(tool::refused(&self.list, &args, &output)),
-            }
-        };
-        Ok(chain.find(&(list(chain.parent).await? + &list(chain.name).await?)))
+    /// All tables, in one run of the tool.
+    async fn saved(&self) -> Result<String, RulesError> {
+        tool::output_of(&self.save, &[], "").await
     }
 
     async fn restore(&self, input: &str) -> Result<(), RulesError> {
@@ -160,11 +148,11 @@ impl Version {
         let number = text.split_whitespace().find_map(|word| word.strip_prefix('v'));
         let mut parts = number.unwrap_or_default().split('.').map(|part| part.parse().unwrap_or(0));
         let mut next = || parts.next().unwrap_or(0);
-        Self { number: (next(), next(), next()), nft: text.contains("nf_tables") }
+        Self(next(), next(), next())
     }
 
     fn knows_wait_and_random(self) -> bool {
-        self.number >= WAIT_AND_RANDOM
+        self >= WAIT_AND_RANDOM
     }
 }
 
@@ -182,14 +170,10 @@ impl Keeps<'_> {
     /// Nothing.
     pub(super) const NOTHING: Keeps<'static> = Keeps(None);
 
-    /// Of what the tool with this suffix sees, the chains that are not ours to keep.
-    fn unwanted(&self, family: Family, suffix: &str) -> Vec<&'static Chain> {
-        let own = self.0.and_then(|iptables| {
-            let programs = iptables.families.iter().find(|of| of.family == family)?;
-            let alias = if programs.version.nft { "-nft" } else { "-legacy" };
-            (suffix.is_empty() || suffix == alias).then_some(iptables.wanted)
-        });
-        let kept = own.unwrap_or_default();
+    /// The chains that are not ours to keep, of those that `iptables` itself sees.
+    fn unwanted(&self, family: Family) -> Vec<&'static Chain> {
+        let own = self.0.filter(|own| own.families.iter().any(|of| of.family == family));
+        let kept = own.map(|own| own.wanted).unwrap_or_default();
         let mut chains = Vec::new();
         if !kept.masquerade {
             chains.push(&MASQUERADE);
@@ -205,12 +189,20 @@ impl Keeps<'_> {
 /// the host may have changed from one to the other. A failure costs a line in the log.
 pub(super) async fn clean(keeps: &Keeps<'_>) {
     for family in Family::ALL {
+        // `iptables` is a link to the same program as one of the others.
+        let mut seen = Vec::new();
         for suffix in ["", "-legacy", "-nft"] {
-            let chains = keeps.unwanted(family, suffix);
-            if chains.is_empty() {
+            let name = format!("{}{suffix}", name(family));
+            let program =
+                tool::find(&format!("{name}-save")).and_then(|tool| tool.canonicalize().ok());
+            if program.is_none() || seen.contains(&program) {
                 continue;
             }
-            let name = format!("{}{suffix}", name(family));
+            seen.push(program);
+            let chains = match suffix {
+                "" => keeps.unwanted(family),
+                _ => vec![&MASQUERADE, &FORWARD],
+            };
             match clean_with(&name, &chains).await {
                 Ok(true) => info!("removed the rules that an earlier run left in {name}"),
                 Ok(false) => {}
@@ -228,13 +220,15 @@ async fn clean_with(name: &str, chains: &[&Chain]) -> Result<bool, RulesError> {
     let (Some(save), Some(restore)) = (tool::find(&save), tool::find(&restore)) else {
         return Ok(false);
     };
+    if chains.is_empty() {
+        return Ok(false);
+    }
     let saved = tool::output_of(&save, &[], "").await?;
-    let input: String =
-        chains.iter().map(|chain| chain.remove(&chain.find_saved(&saved))).collect();
+    let input: String = chains.iter().map(|chain| chain.remove(&chain.find(&saved))).collect();
     if input.is_empty() {
         return Ok(false);
     }
-    tool::output_of(&restore, &["--noflush"], &input).await?;
+    tool::output_of(&restore, &["--noflush", WAIT], &input).await?;
     Ok(true)
 }
 
@@ -244,14 +238,14 @@ mod tests {
 
     #[test]
     fn versions_are_read() {
-        for (text, number, nft) in [
-            ("iptables v1.8.9 (nf_tables)\n", (1, 8, 9), true),
-            ("ip6tables v1.8.9 (legacy)\n", (1, 8, 9), false),
-            ("iptables v1.4.21\n", (1, 4, 21), false),
-            ("iptables v1.10\n", (1, 10, 0), false),
-            ("nonsense", (0, 0, 0), false),
+        for (text, version) in [
+            ("iptables v1.8.9 (nf_tables)\n", Version(1, 8, 9)),
+            ("ip6tables v1.8.9 (legacy)\n", Version(1, 8, 9)),
+            ("iptables v1.4.21\n", Version(1, 4, 21)),
+            ("iptables v1.10\n", Version(1, 10, 0)),
+            ("nonsense", Version(0, 0, 0)),
         ] {
-            assert_eq!(Version::parse(text), Version { number, nft }, "{text}");
+            assert_eq!(Version::parse(text), version, "{text}");
         }
         let knows = |text| Version::parse(text).knows_wait_and_random();
         assert!(knows("iptables v1.6.2") && knows("iptables v1.10.0"));

@@ -33,7 +33,7 @@ pub(in super::super) const FORWARD: Chain = Chain {
     marks: false,
 };
 
-/// What is there of a chain: lines of `iptables -S` or `iptables-save`.
+/// What is there of a chain: lines of `iptables-save`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Present {
     /// Does the chain exist?
@@ -52,26 +52,16 @@ impl Chain {
         format!("-A {} -m comment --comment \"{}\" -j {}", self.parent, self.comment, self.name)
     }
 
-    /// Picks what concerns this chain out of what `iptables -S` prints for its table.
-    pub(super) fn find(&self, listed: &str) -> Present {
-        self.find_among(listed.lines())
-    }
-
-    /// The same out of what `iptables-save` prints for all tables.
-    pub(super) fn find_saved(&self, saved: &str) -> Present {
-        let head = format!("*{}", self.table);
+    /// Picks what concerns this chain out of what `iptables-save` prints for all tables.
+    pub(super) fn find(&self, saved: &str) -> Present {
+        let (head, declared) = (format!("*{}", self.table), format!(":{} ", self.name));
         let table = saved.lines().skip_while(|line| *line != head);
-        self.find_among(table.take_while(|line| *line != "COMMIT"))
-    }
-
-    fn find_among<'a>(&self, lines: impl Iterator<Item = &'a str>) -> Present {
-        let (listed, saved) = (format!("-N {}", self.name), format!(":{} ", self.name));
         let (own, parent) = (format!("-A {} ", self.name), format!("-A {} ", self.parent));
         let comment = format!("--comment \"{}\"", self.comment);
         let jump = format!("-j {}", self.name);
         let mut present = Present::default();
-        for line in lines {
-            if line == listed || line.starts_with(&saved) {
+        for line in table.take_while(|line| *line != "COMMIT") {
+            if line.starts_with(&declared) {
                 present.exists = true;
             } else if line.starts_with(&own) {
                 match line.contains(&comment) {

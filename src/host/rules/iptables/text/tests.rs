@@ -7,7 +7,7 @@ fn nets() -> Nets {
 
 const JUMP: &str = r#"-A POSTROUTING -m comment --comment "flanneld masq" -j FLANNEL-POSTRTG"#;
 
-/// Section 9.1 of the facts, as `iptables -S` shows it.
+/// Section 9.1 of the facts, as `iptables-save` shows it.
 const RULES: &str = r#"-A FLANNEL-POSTRTG -m mark --mark 0x4000/0x4000 -m comment --comment "flanneld masq" -j RETURN
 -A FLANNEL-POSTRTG -s 172.7.21.0/24 -d 172.7.0.0/16 -m comment --comment "flanneld masq" -j RETURN
 -A FLANNEL-POSTRTG -s 172.7.0.0/16 -d 172.7.21.0/24 -m comment --comment "flanneld masq" -j RETURN
@@ -48,8 +48,9 @@ fn ipv6_has_its_own_multicast_range() {
 fn a_jump_stays_in_its_place_and_doubles_go() {
     let old = r#"-A POSTROUTING -s 172.7.0.0/16 -d 172.7.0.0/16 -m comment --comment "flanneld masq" -j RETURN"#;
     let listed = format!(
-        "-P POSTROUTING ACCEPT\n-A POSTROUTING -s 10.9.0.0/16 -j MASQUERADE\n{old}\n{JUMP}\n\
-         -A POSTROUTING -j FLANNEL-OTHER\n{JUMP}\n-N FLANNEL-POSTRTG\n{RULES}"
+        "*nat\n:POSTROUTING ACCEPT [0:0]\n:FLANNEL-POSTRTG - [0:0]\n\
+         -A POSTROUTING -s 10.9.0.0/16 -j MASQUERADE\n{old}\n{JUMP}\n\
+         -A POSTROUTING -j FLANNEL-OTHER\n{JUMP}\n{RULES}COMMIT\n"
     );
     let present = MASQUERADE.find(&listed);
     assert!(present.exists);
@@ -70,7 +71,8 @@ fn the_chain_is_shared_with_other_daemons() {
     let others = ours.replace("172.7.", "10.5.");
     let rules = rule::masquerade(&nets());
     let own: Vec<String> = ours.lines().map(str::to_owned).collect();
-    let find = |inside: &str| MASQUERADE.find(&format!("-N FLANNEL-POSTRTG\n{JUMP}\n{inside}"));
+    let head = "*nat\n:FLANNEL-POSTRTG - [0:0]";
+    let find = |inside: &str| MASQUERADE.find(&format!("{head}\n{JUMP}\n{inside}\nCOMMIT\n"));
     let set = |inside: &str| MASQUERADE.set(&find(inside), Some(&own), &rules, true);
     let delete = |lines: &str| lines.replace("-A ", "-D ");
     for both in [format!("{marks}\n{ours}{others}"), format!("{marks}\n{others}{ours}")] {
@@ -101,7 +103,7 @@ fn the_chain_is_shared_with_other_daemons() {
     }
     lines.swap(0, 1);
     assert!(!MASQUERADE.holds(&find(&lines.join("\n")), &own));
-    let unused = MASQUERADE.find(&format!("-N FLANNEL-POSTRTG\n{RULES}"));
+    let unused = MASQUERADE.find(&format!("{head}\n{RULES}COMMIT\n"));
     assert!(!MASQUERADE.holds(&unused, &own));
     assert_eq!(find(&others).find_own(&rules, &nets()), None);
 }
@@ -113,14 +115,14 @@ fn removing_takes_jumps_first_and_only_in_the_own_table() {
          *nat\n:POSTROUTING ACCEPT [0:0]\n:FLANNEL-POSTRTG - [0:0]\n{JUMP}\n{RULES}COMMIT\n"
     );
     assert_eq!(
-        MASQUERADE.remove(&MASQUERADE.find_saved(&saved)),
+        MASQUERADE.remove(&MASQUERADE.find(&saved)),
         format!(
             "*nat\n{}\n-F FLANNEL-POSTRTG\n-X FLANNEL-POSTRTG\nCOMMIT\n",
             JUMP.replacen("-A", "-D", 1)
         )
     );
-    assert_eq!(FORWARD.remove(&FORWARD.find_saved(&saved)), "", "there is nothing");
+    assert_eq!(FORWARD.remove(&FORWARD.find(&saved)), "", "there is nothing");
     // The same text under another table's head is not ours.
     let other = saved.replace("*nat", "*mangle");
-    assert_eq!(MASQUERADE.remove(&MASQUERADE.find_saved(&other)), "");
+    assert_eq!(MASQUERADE.remove(&MASQUERADE.find(&other)), "");
 }
