@@ -24,6 +24,7 @@
 //! - [`host`]: what is set in the kernel: links, addresses, routes, traffic rules, the external
 //!   interface.
 //! - [`daemon`]: the order of starting, supervising and stopping.
+//! - [`cni`]: the second program, which container runtimes call to attach pods to the overlay.
 //!
 //! # Unsafe code
 //!
@@ -32,6 +33,7 @@
 
 pub mod backend;
 pub mod cli;
+pub mod cni;
 pub mod config;
 pub mod daemon;
 pub mod dataplane;

@@ -24,10 +24,12 @@ use crate::go_json::excerpt;
 /// The longest file that is read back, in bytes: real ones have some hundreds.
 const MAX_FILE_BYTES: u64 = 64 * 1024;
 
-const NETWORK: &str = "FLANNEL_NETWORK";
-const SUBNET: &str = "FLANNEL_SUBNET";
-const IPV6_NETWORK: &str = "FLANNEL_IPV6_NETWORK";
-const IPV6_SUBNET: &str = "FLANNEL_IPV6_SUBNET";
+pub(crate) const NETWORK: &str = "FLANNEL_NETWORK";
+pub(crate) const SUBNET: &str = "FLANNEL_SUBNET";
+pub(crate) const IPV6_NETWORK: &str = "FLANNEL_IPV6_NETWORK";
+pub(crate) const IPV6_SUBNET: &str = "FLANNEL_IPV6_SUBNET";
+pub(crate) const MTU: &str = "FLANNEL_MTU";
+pub(crate) const IPMASQ: &str = "FLANNEL_IPMASQ";
 
 /// Why a subnet file could not be read or written.
 #[derive(Debug, Error)]
@@ -78,26 +80,34 @@ impl EnvFile {
     /// Replaces the file at `path` by this content in one step, so that no reader ever sees a part
     /// of it. Missing directories are created; the mode is 0644 whatever the umask.
     pub fn write_atomic(&self, path: &Path) -> Result<(), EnvFileError> {
-        self.try_write(path).map_err(|source| EnvFileError::Write { path: path.to_owned(), source })
+        replace(path, self.to_string().as_bytes(), 0o644, 0o755)
+            .map_err(|source| EnvFileError::Write { path: path.to_owned(), source })
     }
+}
 
-    fn try_write(&self, path: &Path) -> io::Result<()> {
-        let name = path.file_name().ok_or(io::ErrorKind::InvalidFilename)?;
-        let directory = match path.parent() {
-            Some(parent) if parent != Path::new("") => parent,
-            _ => Path::new("."),
-        };
-        DirBuilder::new().recursive(true).mode(0o755).create(directory)?;
+/// Replaces the file at `path` in one step; missing directories are created. The file gets `mode`
+/// whatever the umask, new directories get `directory_mode` less the umask.
+pub(crate) fn replace(
+    path: &Path,
+    content: &[u8],
+    mode: u32,
+    directory_mode: u32,
+) -> io::Result<()> {
+    let name = path.file_name().ok_or(io::ErrorKind::InvalidFilename)?;
+    let directory = match path.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    };
+    DirBuilder::new().recursive(true).mode(directory_mode).create(directory)?;
 
-        let prefix = format!(".{}.", name.to_string_lossy());
-        let mut file = tempfile::Builder::new().prefix(&prefix).tempfile_in(directory)?;
-        file.write_all(self.to_string().as_bytes())?;
-        file.as_file().set_permissions(Permissions::from_mode(0o644))?;
-        // Without this, a crash of the machine could leave the new name with no content.
-        file.as_file().sync_all()?;
-        file.persist(path)?;
-        Ok(())
-    }
+    let prefix = format!(".{}.", name.to_string_lossy());
+    let mut file = tempfile::Builder::new().prefix(&prefix).tempfile_in(directory)?;
+    file.write_all(content)?;
+    file.as_file().set_permissions(Permissions::from_mode(mode))?;
+    // Without this, a crash of the machine could leave the new name with no content.
+    file.as_file().sync_all()?;
+    file.persist(path)?;
+    Ok(())
 }
 
 impl fmt::Display for EnvFile {
@@ -113,8 +123,8 @@ impl fmt::Display for EnvFile {
             writeln!(f, "{IPV6_NETWORK}={network}")?;
             writeln!(f, "{IPV6_SUBNET}={gateway}/{}", subnet.prefix_len())?;
         }
-        writeln!(f, "FLANNEL_MTU={}", self.mtu)?;
-        writeln!(f, "FLANNEL_IPMASQ={}", self.ip_masq)
+        writeln!(f, "{MTU}={}", self.mtu)?;
+        writeln!(f, "{IPMASQ}={}", self.ip_masq)
     }
 }
 
@@ -159,7 +169,8 @@ pub fn read_previous(path: &Path) -> Result<PreviousSubnet, EnvFileError> {
     }
 }
 
-fn read_text(path: &Path) -> io::Result<String> {
+/// The whole text of a subnet file.
+pub(crate) fn read_text(path: &Path) -> io::Result<String> {
     // Opening a pipe would wait for its writer.
     if !path.metadata()?.is_file() {
         return Err(io::Error::other("not a regular file"));
@@ -213,7 +224,7 @@ fn network<N: Network>(text: &str, key: &str) -> Option<N> {
 }
 
 /// The key and value of a line such as `KEY=VALUE`, `export KEY="VALUE"` or `KEY: VALUE # note`.
-fn assignment(line: &str) -> Option<(&str, &str)> {
+pub(crate) fn assignment(line: &str) -> Option<(&str, &str)> {
     let line = line.trim();
     if line.starts_with('#') {
         return None;
