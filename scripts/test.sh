@@ -10,7 +10,8 @@ source "$(dirname "$0")/lib.sh"
 need_root "$@"
 install_build_tools
 install_missing ip:iproute2 tc:iproute2 ethtool:ethtool ping:iputils-ping iperf3:iperf3 \
-    tcpdump:tcpdump iptables:iptables nft:nftables etcd:etcd-server etcdctl:etcd-client sysctl:procps
+    tcpdump:tcpdump etcd:etcd-server etcdctl:etcd-client sysctl:procps \
+    iptables:iptables nft:nftables /usr/lib/cni/bridge:containernetworking-plugins
 find_cargo
 cd "$ROOT"
 
@@ -25,7 +26,7 @@ run() { "$@" 2>&1 </dev/null | tee -a "$log"; }
 
 if command -v shellcheck >/dev/null; then
     step "shellcheck"
-    shellcheck -x scripts/*.sh .ci/run
+    shellcheck -x scripts/*.sh .ci/run tests/support/cni/recorder
 else
     printf 'SKIPPED shellcheck: it is not installed\n' | tee -a "$log"
 fi

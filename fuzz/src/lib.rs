@@ -12,4 +12,4 @@ mod texts;
 
 pub use coalesce::coalesce;
 pub use packets::{cut, packet, virtio};
-pub use texts::{config, env_file, key, value};
+pub use texts::{cni, config, env_file, key, value};

@@ -2,6 +2,9 @@
 
 use std::net::Ipv4Addr;
 
+use flanneld::cni::config::Config;
+use flanneld::cni::delegate::delegate_config;
+use flanneld::cni::subnet_env::SubnetEnv;
 use flanneld::config::NetworkConfig;
 use flanneld::subnet::allocate;
 use flanneld::subnet::env_file::{EnvFile, PreviousSubnet};
@@ -67,4 +70,26 @@ pub fn env_file(data: &[u8]) -> bool {
         assert_eq!(again.ipv6_network.zip(again.ipv6_subnet), ipv6);
     }
     previous.wanted().is_some()
+}
+
+/// A CNI network's configuration: whatever the operator wrote, the delegate's one has the network's
+/// name, this host's subnet and the way to the overlay, and keeps the operator's other keys.
+pub fn cni(data: &[u8]) -> bool {
+    let env = "FLANNEL_NETWORK=10.1.0.0/16\nFLANNEL_SUBNET=10.1.17.1/24\n\
+               FLANNEL_MTU=1472\nFLANNEL_IPMASQ=true\n";
+    let env = SubnetEnv::parse(env).expect("it is whole");
+    let Ok(config) = Config::parse(data) else { return false };
+    let Ok(delegate) = delegate_config(&config, &env) else { return false };
+    assert_eq!(delegate["name"], *config.name);
+    assert!(delegate["type"].is_string());
+    assert_eq!(delegate["ipam"]["ranges"].to_string(), r#"[[{"subnet":"10.1.17.0/24"}]]"#);
+    let routes = delegate["ipam"]["routes"].as_array().expect("there is always one");
+    assert_eq!(routes.last().expect("there is one").to_string(), r#"{"dst":"10.1.0.0/16"}"#);
+    let set = ["cniVersion", "runtimeConfig"];
+    for (key, value) in config.delegate.iter().filter(|(key, _)| !set.contains(&key.as_str())) {
+        assert_eq!(&delegate[key], value, "{key}");
+    }
+    let text = serde_json::Value::from(delegate.clone()).to_string();
+    assert!(serde_json::from_str::<serde_json::Value>(&text).is_ok(), "DEL could not read it back");
+    true
 }

@@ -90,8 +90,9 @@ impl Config {
             Error::new(Code::Decoding, msg)
         };
         let text = std::str::from_utf8(text).map_err(|error| undecodable(&error))?;
-        let fields = Object::parse(text).map_err(|error| undecodable(&error))?;
-        let fields = Fields(fields);
+        // Bounds the depth of all values: what ADD keeps can then be read back by DEL.
+        serde_json::from_str::<Value>(text).map_err(|error| undecodable(&error))?;
+        let fields = Fields(Object::parse(text).map_err(|error| undecodable(&error))?);
 
         let name = fields.get::<String>("name", "a string")?.unwrap_or_default();
         if !is_identifier(&name) {

@@ -118,7 +118,10 @@ fn check(attachment: &Attachment, config: &Config, search_path: &str) -> Result<
         Error::new(Code::Decoding, format!("{path} is no delegate's configuration: {error}"))
     })?;
     let plugin = Plugin::find(plugin_of(delegate)?, search_path)?;
-    let delegate = with_previous_result(delegate, config);
+    let mut delegate = with_previous_result(delegate, config);
+    if let Some(result) = delegate.get_mut("prevResult") {
+        name_gateways(result);
+    }
     plugin.call("CHECK", Whom::AsCalled, &delegate)?;
     Ok(())
 }
@@ -132,6 +135,23 @@ fn with_previous_result(delegate: &Delegate, config: &Config) -> Delegate {
         delegate.insert("cniVersion".into(), config.version.as_str().into());
     }
     delegate
+}
+
+/// Gives routes without a gateway the one that they were installed with: the address's, as bridge
+/// and its kin fill it in on ADD. In the result it is missing, as in the routes that flannel adds;
+/// and without it their CHECK does not find the routes.
+pub(super) fn name_gateways(result: &mut Value) {
+    let is_v6 = |text: &Value| text.as_str().is_some_and(|text| text.contains(':'));
+    let ips = result.get("ips").and_then(Value::as_array).cloned().unwrap_or_default();
+    let gateways: Vec<&Value> = ips.iter().filter_map(|ip| ip.get("gateway")).collect();
+    let routes = result.get_mut("routes").and_then(Value::as_array_mut);
+    for route in routes.into_iter().flatten().filter_map(Value::as_object_mut) {
+        let Some(dst) = route.get("dst") else { continue };
+        let fitting = gateways.iter().find(|gateway| is_v6(gateway) == is_v6(dst));
+        if let Some(gateway) = fitting.copied().cloned() {
+            route.entry("gw").or_insert(gateway);
+        }
+    }
 }
 
 /// Deletes this network's attachments that the runtime does not list, then has the delegate look

@@ -308,6 +308,36 @@ fn errors_are_the_specifications_json() {
 }
 
 #[test]
+fn routes_get_the_gateway_of_their_family() {
+    let mut result = json!({
+        "ips": [
+            { "address": "10.1.17.2/24", "gateway": "10.1.17.1" },
+            { "address": "fc00:0:0:5::2/64", "gateway": "fc00:0:0:5::1" },
+        ],
+        "routes": [
+            { "dst": "fc00::/48" },
+            { "dst": "10.1.0.0/16" },
+            { "dst": "0.0.0.0/0", "gw": "10.1.17.9" },
+        ],
+    });
+    plugin::name_gateways(&mut result);
+    let wanted = json!([
+        { "dst": "fc00::/48", "gw": "fc00:0:0:5::1" },
+        { "dst": "10.1.0.0/16", "gw": "10.1.17.1" },
+        { "dst": "0.0.0.0/0", "gw": "10.1.17.9" },
+    ]);
+    assert_eq!(result["routes"], wanted);
+
+    // Nothing to go by.
+    let bare = json!({ "ips": [{ "gateway": 5 }], "routes": [{ "dst": "::/0" }, 7, {}] });
+    for mut result in [bare, json!({}), json!([]), json!({ "routes": {}, "ips": 1 })] {
+        let before = result.clone();
+        plugin::name_gateways(&mut result);
+        assert_eq!(result, before);
+    }
+}
+
+#[test]
 fn files_are_one_per_attachment_and_flannels_are_read() {
     let directory = tempfile::tempdir().unwrap();
     let state = State(directory.path());
@@ -332,6 +362,21 @@ fn files_are_one_per_attachment_and_flannels_are_read() {
         assert!(saved.may_be_of(&listed, &listed) && !saved.may_be_of(&other, &listed));
         assert_eq!(saved.may_be_of(&b, &listed), listed == b || listed == a);
     }
+}
+
+#[test]
+fn what_is_accepted_at_any_depth_can_be_read_back() {
+    let mut accepted = 0;
+    for depth in 100..200 {
+        let (open, close) = ("[".repeat(depth), "]".repeat(depth));
+        let text = format!(r#"{{"name":"a","runtimeConfig":{{"x":{open}{close}}}}}"#);
+        if let Ok(config) = config(&text) {
+            let delegate = Value::from(delegate_config(&config, &env(V4)).unwrap());
+            assert_eq!(serde_json::from_str::<Value>(&delegate.to_string()).unwrap(), delegate);
+            accepted += 1;
+        }
+    }
+    assert!((1..100).contains(&accepted), "{accepted}");
 }
 
 proptest! {
