@@ -35,11 +35,24 @@ install_missing() {
     step "Installing ${packages[*]}"
     export DEBIAN_FRONTEND=noninteractive
     apt-get update -qq </dev/null || die "apt-get update failed: is the network up?"
-    apt-get install -y -qq --no-install-recommends "${packages[@]}" </dev/null >/dev/null ||
-        die "apt-get could not install: ${packages[*]}"
-    # The package would start an etcd server of its own, on the ports that everybody uses.
-    if [[ " ${packages[*]} " == *' etcd-server '* && -d /run/systemd/system ]]; then
-        systemctl disable --now --quiet etcd || true
+    # Some packages would start servers of their own: etcd on the ports that everybody uses, Docker
+    # with a bridge and rules for the whole host.
+    local policy=/usr/sbin/policy-rc.d failed=''
+    if [[ -e $policy ]]; then
+        policy=''
+    else
+        printf '#!/bin/sh\nexit 101\n' >"$policy"
+        chmod +x "$policy"
+    fi
+    apt-get install -y -qq --no-install-recommends "${packages[@]}" </dev/null >/dev/null || failed=1
+    [[ -z $policy ]] || rm "$policy"
+    [[ -z $failed ]] || die "apt-get could not install: ${packages[*]}"
+    if [[ -d /run/systemd/system ]]; then
+        case " ${packages[*]} " in *' etcd-server '*) systemctl disable --quiet etcd || true ;; esac
+        case " ${packages[*]} " in *' docker.io '*)
+            systemctl disable --quiet docker.socket docker containerd || true
+            ;;
+        esac
     fi
 }
 

@@ -11,7 +11,10 @@ need_root "$@"
 install_build_tools
 install_missing ip:iproute2 tc:iproute2 ethtool:ethtool ping:iputils-ping iperf3:iperf3 \
     tcpdump:tcpdump etcd:etcd-server etcdctl:etcd-client sysctl:procps \
-    iptables:iptables nft:nftables /usr/lib/cni/bridge:containernetworking-plugins
+    iptables:iptables nft:nftables /usr/lib/cni/bridge:containernetworking-plugins \
+    dockerd:docker.io busybox:busybox-static
+# Newer Debians have the client in a package of its own.
+install_missing docker:docker-cli
 find_cargo
 cd "$ROOT"
 

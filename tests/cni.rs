@@ -39,6 +39,13 @@ fn plugins_or_skip(test: &str) -> bool {
     found && root_or_skip(test)
 }
 
+/// The README's network.
+fn readme_network() -> Value {
+    let readme = include_str!("../README.md");
+    let (_, json) = readme.split_once("10-flannel.conflist`:\n\n```json\n").unwrap();
+    serde_json::from_str(json.split_once("```").unwrap().0).unwrap()
+}
+
 /// What a plugin said: its stdout as JSON, `null` if there was none.
 type Answer = Result<Value, Value>;
 
@@ -90,15 +97,14 @@ struct Runtime<'a> {
 impl<'a> Runtime<'a> {
     /// On a host with a `subnet.env`; all files go into the host's directory.
     fn new(host: &'a LabHost) -> Self {
-        let config = json!({
-            "cniVersion": "1.0.0",
-            "name": "cbr0",
-            "type": "flannel",
-            "subnetFile": host.subnet_file(),
-            "dataDir": host.dir.join("state"),
-            "ipam": { "dataDir": host.dir.join("ipam") },
-            "delegate": { "hairpinMode": true, "isDefaultGateway": true },
-        });
+        // As runtimes do: each plugin gets the list's name and version.
+        let mut list = readme_network();
+        let mut config = list["plugins"][0].take();
+        config["name"] = list["name"].take();
+        config["cniVersion"] = list["cniVersion"].take();
+        config["subnetFile"] = json!(host.subnet_file());
+        config["dataDir"] = json!(host.dir.join("state"));
+        config["ipam"] = json!({ "dataDir": host.dir.join("ipam") });
         Self { netns: &host.netns, dir: host.dir.clone(), config, search_path: PLUGINS }
     }
 
