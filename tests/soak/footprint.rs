@@ -5,20 +5,20 @@ use std::fmt;
 use crate::support::daemon::Daemon;
 
 /// How much larger the memory may be in the last third of the samples than in the first, by their
-/// medians. There are always pages that are used for the first time (60 to 200 KiB in a minute, and
-/// then no more). A leak of a byte per packet passes it within minutes, one of some hundred bytes
-/// per change of a lease within an hour.
-const GROWTH_KIB: u64 = 1_024;
+/// medians: lanes touch their 350 KiB when a flow first fills them (docs/decisions/009), which takes
+/// minutes for all sixteen. A leak of a byte per packet passes it within minutes.
+const GROWTH_KIB: u64 = 3 * 1_024;
 
-/// Resident memory at default settings under load, at most: 24 MiB (the project's aim).
-const PEAK_KIB: u64 = 24 * 1_024;
+/// What the daemon may allocate at default settings under load: the project's aim of 24 MiB of
+/// resident memory, less 8 for the code of a release build. That of a debug build is 17 MiB.
+const PEAK_KIB: u64 = 16 * 1_024;
 
 /// The samples of one daemon, from `/proc/PID`.
 #[derive(Debug, Default)]
 pub(crate) struct Footprint {
-    resident_kib: Vec<u64>,
+    /// Anonymous memory: what was allocated, without code.
+    allocated_kib: Vec<u64>,
     descriptors: Vec<u64>,
-    peak_kib: u64,
 }
 
 impl Footprint {
@@ -37,20 +37,24 @@ impl Footprint {
             line.and_then(|line| line.trim().strip_suffix(" kB")?.parse().ok())
                 .ok_or_else(|| format!("flanneld {pid} ended in the middle of the soak"))
         };
-        self.resident_kib.push(kib("VmRSS:")?);
-        self.peak_kib = kib("VmHWM:")?;
+        self.allocated_kib.push(kib("RssAnon:")?);
         self.descriptors.push(descriptors);
         Ok(())
     }
 
+    fn peak_kib(&self) -> u64 {
+        self.allocated_kib.iter().copied().max().unwrap_or(0)
+    }
+
     /// What is wrong with it, if anything.
     pub(crate) fn judge(&self) -> Result<(), String> {
-        let [first, last] = thirds(&self.resident_kib);
+        let [first, last] = thirds(&self.allocated_kib);
         if last > first + GROWTH_KIB {
             return Err(format!("memory grew from {first} KiB to {last} KiB"));
         }
-        if self.peak_kib > PEAK_KIB {
-            return Err(format!("memory reached {} KiB, more than {PEAK_KIB}", self.peak_kib));
+        let peak = self.peak_kib();
+        if peak > PEAK_KIB {
+            return Err(format!("memory reached {peak} KiB, more than {PEAK_KIB}"));
         }
         // A look into the store takes one or two for a moment: hence medians.
         let [first, last] = thirds(&self.descriptors);
@@ -63,14 +67,14 @@ impl Footprint {
 
 impl fmt::Display for Footprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [first_kib, last_kib] = thirds(&self.resident_kib);
+        let [first_kib, last_kib] = thirds(&self.allocated_kib);
         let [first, last] = thirds(&self.descriptors);
         write!(
             f,
-            "{} samples: resident {first_kib} KiB in the first third, {last_kib} KiB in the last, \
+            "{} samples: allocated {first_kib} KiB in the first third, {last_kib} KiB in the last, \
              peak {} KiB; descriptors {first} and {last}",
-            self.resident_kib.len(),
-            self.peak_kib
+            self.allocated_kib.len(),
+            self.peak_kib()
         )
     }
 }
@@ -89,21 +93,21 @@ fn thirds(samples: &[u64]) -> [u64; 2] {
 mod tests {
     use super::*;
 
-    fn of(resident_kib: Vec<u64>, descriptors: Vec<u64>) -> Footprint {
-        Footprint { peak_kib: *resident_kib.iter().max().unwrap(), resident_kib, descriptors }
+    fn of(allocated_kib: Vec<u64>, descriptors: Vec<u64>) -> Footprint {
+        Footprint { allocated_kib, descriptors }
     }
 
     #[test]
     fn growth_is_noticed() {
         let flat = vec![10; 90];
         assert_eq!(of(vec![9_000; 90], flat.clone()).judge(), Ok(()));
-        // 30 KiB with each sample: a leak. One peak: not.
-        let leak = (0..90).map(|sample| 9_000 + 30 * sample).collect();
+        // 60 KiB with each sample: a leak. One peak: not.
+        let leak = (0..90).map(|sample| 9_000 + 60 * sample).collect();
         assert!(of(leak, flat.clone()).judge().unwrap_err().contains("memory grew"));
         let mut peak = vec![9_000; 90];
-        peak[80] = 20_000;
+        peak[80] = 16_000;
         assert_eq!(of(peak.clone(), flat.clone()).judge(), Ok(()));
-        peak[80] = 25_000;
+        peak[80] = 17_000;
         assert!(of(peak, flat).judge().unwrap_err().contains("memory reached"));
         let leak = (0..90).map(|sample| 10 + sample / 20).collect();
         assert!(of(vec![9_000; 90], leak).judge().unwrap_err().contains("descriptors went"));
