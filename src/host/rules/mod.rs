@@ -66,8 +66,8 @@ pub enum RulesError {
         /// What it said.
         said: String,
     },
-    /// A tool succeeded, but the rules are not there.
-    #[error("the rules of {chain} are gone as soon as they are set: something else removes them")]
+    /// A tool succeeded, but the rules are not there, or not alone.
+    #[error("the rules of {chain} differ as soon as they are set: something else changes them")]
     NotKept {
         /// The chain or table.
         chain: &'static str,

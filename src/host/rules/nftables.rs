@@ -56,8 +56,9 @@ impl Nftables {
         for (nets, table) in nets.iter().zip(&tables) {
             let family = nets.family();
             let present = self.read_table(family).await?;
+            // Somebody may have been there between the two: that must not become what holds.
             let rules = present.iter().filter(|object| object.starts_with("{\"rule\"")).count();
-            if rules != table.rules {
+            if rules != table.rules || present.len() != 1 + table.chains + table.rules {
                 return Err(RulesError::NotKept { chain: name(family) });
             }
             set.push((family, present));
@@ -139,7 +140,9 @@ fn name(family: Family) -> &'static str {
 /// The input that replaces a table.
 struct Table {
     text: String,
-    /// How many rules it has.
+    /// How many chains it has.
+    chains: usize,
+    /// How many rules they have together.
     rules: usize,
 }
 
@@ -158,6 +161,7 @@ impl Table {
                  table {keyword} {name} {{\n{}",
                 comment("\t", &format!("rules for {name}"))
             ),
+            chains: 0,
             rules: 0,
         };
         if wanted.masquerade {
@@ -202,6 +206,7 @@ impl Table {
             };
         }
         self.text += "\t}\n";
+        self.chains += 1;
         self.rules += rules.len();
     }
 }
