@@ -287,6 +287,12 @@ async fn prepare(
     Ok(Box::new(UdpBackend::prepare(config, udp, &external, host)?))
 }
 
+/// Each pair keeps two CPUs busy at most; more than four would cost more memory and wake-ups than a
+/// network card for which one needs them is worth by default.
+fn pairs_for_this_machine() -> usize {
+    std::thread::available_parallelism().map_or(1, |cpus| (cpus.get() / 2).clamp(1, 4))
+}
+
 /// The address families of the overlay.
 fn families(config: &NetworkConfig) -> &'static [Family] {
     if config.ipv6.is_some() { &[Family::V4, Family::V6] } else { &[Family::V4] }
@@ -341,10 +347,4 @@ impl Signals {
             _ = self.interrupt.recv() => "SIGINT",
         }
     }
-}
-
-/// Each pair keeps two CPUs busy at most; more than four would cost more memory and wake-ups than a
-/// network card for which one needs them is worth by default.
-fn pairs_for_this_machine() -> usize {
-    std::thread::available_parallelism().map_or(1, |cpus| (cpus.get() / 2).clamp(1, 4))
 }

@@ -15,7 +15,7 @@ use crate::config::NetworkConfig;
 use crate::dataplane::routes::{Route, Routes, SharedRoutes};
 use crate::dataplane::stats::{PeerStats, Stats};
 use crate::dataplane::sys::socket::UdpWish;
-use crate::dataplane::sys::tun::{Tun, TunOffload};
+use crate::dataplane::sys::tun::{Tun, TunError, TunOffload};
 use crate::dataplane::worker::{Dataplane, Settings, Sockets, SourceCheck, Width};
 use crate::host::interface::ExternalInterface;
 use crate::host::monitor::LinkChange;
@@ -52,6 +52,12 @@ pub struct UdpOptions {
     pub width: Width,
     /// How long a thread looks for more packets before it sleeps.
     pub busy_poll: Duration,
+}
+
+impl UdpOptions {
+    fn create_tun(&self, name: &str) -> Result<Tun, TunError> {
+        Tun::create(name, self.tun_offload, self.width.queues)
+    }
 }
 
 /// The backend.
@@ -122,7 +128,7 @@ impl UdpBackend {
             })?;
         let address = SocketAddrV4::new(external.address, port);
         let sockets = Sockets::bind(address, options.udp, options.width)?;
-        let tun = Tun::create(&options.tun_name, options.tun_offload, options.width.queues)?;
+        let tun = options.create_tun(&options.tun_name)?;
         Ok(UdpBackend {
             public_ip: external.public_ip,
             port,
@@ -192,7 +198,7 @@ impl UdpBackend {
         }
         // The old descriptor must go before its name is free again.
         drop(running.dataplane.take());
-        let tun = Tun::create(&running.name, self.options.tun_offload, self.options.width.queues)?;
+        let tun = self.options.create_tun(&running.name)?;
         self.launch(tun, running).await.map(|()| true)
     }
 }
@@ -208,10 +214,9 @@ impl Backend for UdpBackend {
     }
 
     async fn start(&mut self, overlay: Ipv4Net, own: &Lease) -> Result<(), BackendError> {
-        let name = &self.options.tun_name;
         let tun = match self.prepared.take() {
             Some(tun) => tun,
-            None => Tun::create(name, self.options.tun_offload, self.options.width.queues)?,
+            None => self.options.create_tun(&self.options.tun_name)?,
         };
         let own = own.subnet.v4.trunc();
         let (_, changes) = mpsc::channel(1);

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::Ipv4Addr;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -16,8 +17,8 @@ use crate::host::rules::{ForwardRules, RulesOptions};
 /// A device's name has at most 15 bytes (Linux `IFNAMSIZ`, with the final zero).
 const MAX_DEVICE_NAME_BYTES: usize = 15;
 
-/// What `--queues=auto` stands for: two flows rarely share one of so many, and each costs 350 KiB of
-/// memory while it is used.
+/// What `--queues=auto` stands for: two flows rarely share one of so many, and each costs 350 KiB
+/// of memory while it is used.
 const DEFAULT_QUEUES: usize = 16;
 
 /// Most queues: what one thread can watch.
@@ -179,20 +180,14 @@ impl FromStr for SourceCheck {
 
 impl Options {
     pub(super) fn from_values(values: &Values) -> Result<Self, UsageError> {
-        let margin = values.int("subnet-lease-renew-margin");
-        let margin = u64::try_from(margin).ok().filter(|minutes| (1..=1439).contains(minutes));
-        let margin = margin
-            .ok_or_else(|| values.error("subnet-lease-renew-margin", "minutes from 1 to 1439"))?;
+        let margin = count(values, "subnet-lease-renew-margin", "minutes", 1..=1439)?;
         let offload = choice(values, "offload")?;
         let wanted = |name| values.flag(name).unwrap_or(offload != OffloadMode::Off);
         let path = |name| match values.text(name) {
             "" => Err(values.error(name, "a file name")),
             path => Ok(PathBuf::from(path)),
         };
-        let busy_poll_us = values.int("busy-poll-us");
-        let busy_poll_us = u64::try_from(busy_poll_us).ok().filter(|us| *us <= MAX_BUSY_POLL_US);
-        let busy_poll_us = busy_poll_us
-            .ok_or_else(|| values.error("busy-poll-us", "microseconds from 0 to 1000"))?;
+        let busy_poll_us = count(values, "busy-poll-us", "microseconds", 0..=MAX_BUSY_POLL_US)?;
         Ok(Self {
             store: store(values)?,
             renew_margin: Duration::from_secs(margin * 60),
@@ -215,6 +210,18 @@ impl Options {
     }
 }
 
+/// So many of `unit`.
+fn count(
+    values: &Values,
+    name: &str,
+    unit: &str,
+    allowed: RangeInclusive<u64>,
+) -> Result<u64, UsageError> {
+    let count = u64::try_from(values.int(name)).ok().filter(|count| allowed.contains(count));
+    let (least, most) = allowed.into_inner();
+    count.ok_or_else(|| values.error(name, format!("{unit} from {least} to {most}")))
+}
+
 /// A number from 1 to `most`; `None` for `auto`.
 fn number(values: &Values, name: &str, most: usize) -> Result<Option<usize>, UsageError> {
     match values.text(name) {
@@ -228,10 +235,7 @@ fn number(values: &Values, name: &str, most: usize) -> Result<Option<usize>, Usa
 
 fn rules(values: &Values) -> Result<RulesOptions, UsageError> {
     let on = |name| values.flag(name).unwrap_or_default();
-    let resync = u64::try_from(values.int("iptables-resync")).ok();
-    let resync = resync
-        .filter(|seconds| (1..=MAX_RESYNC_SECONDS).contains(seconds))
-        .ok_or_else(|| values.error("iptables-resync", "seconds from 1 to 86400"))?;
+    let resync = count(values, "iptables-resync", "seconds", 1..=MAX_RESYNC_SECONDS)?;
     Ok(RulesOptions {
         masquerade: on("ip-masq"),
         random_fully: !on("ip-masq-fully-random-disable"),

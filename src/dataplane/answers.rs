@@ -35,7 +35,8 @@ impl Answers {
             buffer: [0; ERROR_MAX_BYTES],
             tun: Arc::clone(&shared.tun),
             writer: TunWriter::new(),
-            socket: Arc::clone(&shared.voice),
+            // What we say ourselves comes from the port where we listen.
+            socket: Arc::clone(&shared.receivers[0]),
             sender: Sender::new(1, 1),
         }
     }

@@ -13,47 +13,49 @@ use std::time::{Duration, Instant};
 use super::sys::poll::{Ready, StopSignal};
 
 /// How long one thread goes on looking.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct BusyPoll {
     window: Duration,
-    idle_since: Option<Instant>,
 }
 
 impl BusyPoll {
     /// Looks again for `window` after the last packet; not at all if that is zero.
     pub(super) fn new(window: Duration) -> BusyPoll {
-        BusyPoll { window, idle_since: None }
+        BusyPoll { window }
     }
 
     /// Which of `fds` hold something: at once if the thread is `busy` with something else, else
-    /// after looking again for the window, or waiting.
+    /// after looking again for the window, or waiting. Who is busy with its only descriptor does
+    /// not look at all.
     #[inline]
-    pub(super) fn look<'fd, I>(&mut self, stop: &'fd StopSignal, fds: I, busy: bool) -> Ready
+    pub(super) fn look<'fd, I>(self, stop: &'fd StopSignal, fds: I, busy: bool) -> Ready
     where
-        I: Iterator<Item = BorrowedFd<'fd>> + Clone,
+        I: ExactSizeIterator<Item = BorrowedFd<'fd>> + Clone,
     {
+        if busy && fds.len() == 1 {
+            return Ready::default();
+        }
+        if !busy && self.window.is_zero() {
+            return stop.wait_any(fds);
+        }
+        let mut idle_since = None;
         loop {
             let found = stop.look(fds.clone());
             if busy || !found.is_empty() {
-                self.idle_since = None;
                 return found;
             }
-            if !self.looks_again(Instant::now()) {
-                self.idle_since = None;
+            let now = Instant::now();
+            if !self.looks_again(*idle_since.get_or_insert(now), now) {
                 return stop.wait_any(fds);
             }
             yield_now();
         }
     }
 
-    /// There was nothing at `now`: whether to look again rather than to sleep.
+    /// There was nothing since `idle_since`: whether to look again rather than to sleep.
     #[inline]
-    fn looks_again(&mut self, now: Instant) -> bool {
-        if self.window.is_zero() {
-            return false;
-        }
-        let since = *self.idle_since.get_or_insert(now);
-        now.saturating_duration_since(since) < self.window
+    fn looks_again(self, idle_since: Instant, now: Instant) -> bool {
+        now.saturating_duration_since(idle_since) < self.window
     }
 }
 
@@ -64,29 +66,29 @@ mod tests {
     #[test]
     fn it_looks_for_the_window_and_then_until_there_was_work_no_more() {
         let window = Duration::from_micros(50);
-        let (mut busy_poll, start) = (BusyPoll::new(window), Instant::now());
-        assert!(busy_poll.looks_again(start));
-        assert!(busy_poll.looks_again(start + window / 2));
-        assert!(!busy_poll.looks_again(start + window));
-        assert!(!busy_poll.looks_again(start + 9 * window));
-        busy_poll.idle_since = None;
-        assert!(busy_poll.looks_again(start + 10 * window));
+        let (busy_poll, start) = (BusyPoll::new(window), Instant::now());
+        assert!(busy_poll.looks_again(start, start));
+        assert!(busy_poll.looks_again(start, start + window / 2));
+        assert!(!busy_poll.looks_again(start, start + window));
+        assert!(!busy_poll.looks_again(start, start + 9 * window));
+        assert!(busy_poll.looks_again(start + 10 * window, start + 10 * window));
     }
 
     #[test]
     fn a_window_of_zero_never_looks_again() {
-        assert!(!BusyPoll::new(Duration::ZERO).looks_again(Instant::now()));
+        let now = Instant::now();
+        assert!(!BusyPoll::new(Duration::ZERO).looks_again(now, now));
     }
 
     #[test]
     fn who_was_woken_looks_again_afterwards() {
         let stop = StopSignal::new().unwrap();
-        let mut busy_poll = BusyPoll::new(Duration::from_nanos(1));
+        let busy_poll = BusyPoll::new(Duration::from_nanos(1));
         std::thread::scope(|scope| {
             scope.spawn(|| stop.set());
             assert!(!busy_poll.look(&stop, std::iter::empty(), false).is_empty());
         });
         let now = Instant::now();
-        assert!(busy_poll.looks_again(now));
+        assert!(busy_poll.looks_again(now, now));
     }
 }

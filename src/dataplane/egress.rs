@@ -131,9 +131,6 @@ impl Egress {
     /// Finds out which lanes hold packets; waits if none does.
     fn look(&mut self) {
         let busy = self.lanes.iter().any(Lane::is_busy);
-        if busy && self.lanes.len() == 1 {
-            return;
-        }
         let tun = &self.carrier.tun;
         let fds = self.lanes.iter().map(|lane| tun.queue(lane.queue));
         let found = self.busy_poll.look(&self.stop, fds, busy);

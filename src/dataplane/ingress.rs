@@ -151,9 +151,6 @@ impl Ingress {
     /// Finds out which lanes hold datagrams; waits if none does.
     fn look(&mut self) {
         let busy = self.lanes.iter().any(|lane| lane.ready);
-        if busy && self.lanes.len() == 1 {
-            return;
-        }
         let fds = self.lanes.iter().map(|lane| lane.socket.as_fd());
         let found = self.busy_poll.look(&self.stop, fds, busy);
         for (index, lane) in self.lanes.iter_mut().enumerate() {

@@ -62,8 +62,6 @@ pub struct Sockets {
     /// One for each queue of the device: a flow keeps its queue, and so its source port, by which
     /// network cards and receivers tell flows apart. The receiving one if there is one queue.
     senders: Vec<Arc<UdpSocket>>,
-    /// One of those that receive, for what the daemon itself has to say.
-    voice: Arc<UdpSocket>,
     pairs: usize,
 }
 
@@ -79,24 +77,21 @@ impl Sockets {
     ) -> Result<Sockets, SocketError> {
         let pairs = width.pairs.clamp(1, width.queues.max(1));
         let count = width.queues.clamp(1, MAX_RECEIVERS.max(pairs));
-        // Sharing would hide another daemon's sockets: this one finds them.
-        let alone = UdpSocket::bind(address, wish, Sharing::Never)?;
-        if count == 1 {
-            let voice = Arc::new(alone);
-            let (receivers, senders) = (vec![Arc::clone(&voice)], vec![Arc::clone(&voice)]);
-            return Ok(Sockets { receivers, senders, voice, pairs });
+        let sharing = if count == 1 { Sharing::Never } else { Sharing::Group };
+        if sharing == Sharing::Group {
+            // Sharing would hide another daemon's sockets: this one finds them.
+            drop(UdpSocket::bind(address, wish, Sharing::Never)?);
         }
-        drop(alone);
-        let bind = || UdpSocket::bind(address, wish, Sharing::Group).map(Arc::new);
-        let voice = bind()?;
-        let mut receivers = vec![Arc::clone(&voice)];
-        for _ in 1..count {
-            receivers.push(bind()?);
-        }
-        let senders = (0..width.queues)
-            .map(|_| UdpSocket::sender(*address.ip(), wish).map(Arc::new))
-            .collect::<Result<_, _>>()?;
-        Ok(Sockets { receivers, senders, voice, pairs })
+        let receivers = (0..count)
+            .map(|_| UdpSocket::bind(address, wish, sharing).map(Arc::new))
+            .collect::<Result<Vec<_>, _>>()?;
+        let senders = match sharing {
+            Sharing::Never => receivers.clone(),
+            Sharing::Group => (0..width.queues)
+                .map(|_| UdpSocket::sender(*address.ip(), wish).map(Arc::new))
+                .collect::<Result<_, _>>()?,
+        };
+        Ok(Sockets { receivers, senders, pairs })
     }
 
     /// Bytes of all receive buffers that the kernel granted, its own book-keeping included.
@@ -110,10 +105,8 @@ impl Sockets {
 pub(super) struct Shared {
     pub(super) settings: Settings,
     pub(super) tun: Arc<Tun>,
-    /// Of the sockets that receive, those of this pair.
+    /// Of the sockets that receive, those of this pair: one at least.
     pub(super) receivers: Vec<Arc<UdpSocket>>,
-    /// One of all sockets that receive: what we say ourselves comes from the port where we listen.
-    pub(super) voice: Arc<UdpSocket>,
     pub(super) stats: Arc<Stats>,
     pub(super) stop: Arc<StopSignal>,
 }
@@ -135,8 +128,8 @@ pub struct Dataplane {
 }
 
 impl Dataplane {
-    /// Starts the pairs of threads, and shares queues and sockets out among them. When the device is deleted from outside all end, and `on_device_gone` is called
-    /// by each.
+    /// Starts the pairs of threads, and shares queues and sockets out among them. When the device
+    /// is deleted from outside all end, and `on_device_gone` is called by each.
     ///
     /// # Errors
     /// When there is no descriptor or no thread to be had.
@@ -148,6 +141,14 @@ impl Dataplane {
         stats: &Arc<Stats>,
         on_device_gone: impl Fn() + Send + Sync + 'static,
     ) -> io::Result<Dataplane> {
+        let rungs = &stats.rungs;
+        let offload = tun.offload();
+        rungs.tun_tso.store(offload >= TunOffload::Tso, Relaxed);
+        rungs.tun_uso.store(offload >= TunOffload::TsoUso, Relaxed);
+        rungs.merging.store(offload >= TunOffload::Tso, Relaxed);
+        rungs.udp_gso.store(sockets.senders.iter().all(|socket| socket.segments()), Relaxed);
+        rungs.udp_gro.store(sockets.receivers.iter().all(|socket| socket.merges()), Relaxed);
+
         let (tun, stop) = (Arc::new(tun), Arc::new(StopSignal::new()?));
         let mut dataplane = Dataplane { stop: Arc::clone(&stop), threads: Vec::new() };
         let on_device_gone = Arc::new(on_device_gone);
@@ -168,7 +169,6 @@ impl Dataplane {
                 settings,
                 tun: Arc::clone(&tun),
                 receivers,
-                voice: Arc::clone(&sockets.voice),
                 stats: Arc::clone(stats),
                 stop: Arc::clone(&stop),
             };
@@ -179,13 +179,6 @@ impl Dataplane {
             dataplane.spawn("flannel-egress", pair, move || egress_ended(egress.run()))?;
             dataplane.spawn("flannel-ingress", pair, move || ingress_ended(ingress.run()))?;
         }
-        let rungs = &stats.rungs;
-        let offload = tun.offload();
-        rungs.tun_tso.store(offload >= TunOffload::Tso, Relaxed);
-        rungs.tun_uso.store(offload >= TunOffload::TsoUso, Relaxed);
-        rungs.merging.store(offload >= TunOffload::Tso, Relaxed);
-        rungs.udp_gso.store(sockets.senders.iter().all(|socket| socket.segments()), Relaxed);
-        rungs.udp_gro.store(sockets.receivers.iter().all(|socket| socket.merges()), Relaxed);
         Ok(dataplane)
     }
 

@@ -26,6 +26,13 @@ pub enum Wake {
     Stop,
 }
 
+/// Descriptors that one thread watches at most.
+pub const POLL_MAX: usize = 63;
+
+/// Which descriptors hold something: a bit for each, and the highest for the stop signal.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ready(u64);
+
 impl StopSignal {
     /// A signal that is not set.
     ///
@@ -67,22 +74,6 @@ impl StopSignal {
         let _ = poll(&mut [PollFd::new(&self.eventfd, PollFlags::IN)], Some(&MOMENT));
     }
 
-    /// Whether the signal is set.
-    #[inline]
-    #[must_use]
-    pub fn is_set(&self) -> bool {
-        self.set.load(Relaxed)
-    }
-}
-
-/// Descriptors that one thread watches at most.
-pub const POLL_MAX: usize = 63;
-
-/// Which descriptors hold something: a bit for each, and the highest for the stop signal.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ready(u64);
-
-impl StopSignal {
     /// Which of several descriptors hold something now. Those beyond [`POLL_MAX`] are left out.
     #[inline]
     pub fn look<'fd>(&'fd self, fds: impl Iterator<Item = BorrowedFd<'fd>>) -> Ready {
@@ -100,26 +91,33 @@ impl StopSignal {
     #[inline]
     fn poll_all<'fd>(
         &'fd self,
-        mut fds: impl Iterator<Item = BorrowedFd<'fd>>,
+        fds: impl Iterator<Item = BorrowedFd<'fd>>,
         timeout: Option<&Timespec>,
     ) -> Ready {
+        let mut fds = fds.take(POLL_MAX).fuse();
         let mut count = 0;
         let mut polled: [PollFd<'_>; POLL_MAX + 1] = std::array::from_fn(|_| {
             let fd = fds.next().inspect(|_| count += 1);
             PollFd::from_borrowed_fd(fd.unwrap_or(self.eventfd.as_fd()), PollFlags::IN)
         });
-        // The first that is no descriptor of the caller is the signal.
-        let polled = &mut polled[..=count.min(POLL_MAX)];
-        polled[count.min(POLL_MAX)] = PollFd::new(&self.eventfd, PollFlags::IN);
+        // The first that is none of the caller's is the signal.
+        let polled = &mut polled[..=count];
         // An interruption counts as nothing being ready, and so does want of memory: the callers
         // look again.
         let _ = poll(polled, timeout);
         let mut ready = 0;
         for (index, fd) in polled.iter().enumerate() {
-            let bit = if index == count.min(POLL_MAX) { POLL_MAX } else { index };
+            let bit = if index == count { POLL_MAX } else { index };
             ready |= u64::from(!fd.revents().is_empty()) << bit;
         }
         Ready(ready)
+    }
+
+    /// Whether the signal is set.
+    #[inline]
+    #[must_use]
+    pub fn is_set(&self) -> bool {
+        self.set.load(Relaxed)
     }
 }
 

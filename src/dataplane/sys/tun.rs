@@ -61,8 +61,8 @@ pub enum TunError {
     },
 }
 
-/// An open TUN device, with a descriptor for each of its queues. The kernel removes it when the last
-/// descriptor is closed.
+/// An open TUN device, with a descriptor for each of its queues. The kernel removes it when the
+/// last descriptor is closed.
 #[derive(Debug)]
 pub struct Tun {
     queues: Vec<OwnedFd>,
@@ -153,8 +153,8 @@ impl Tun {
         ((u64::from(flow) * self.queues.len() as u64) >> 32) as usize
     }
 
-    /// Reads from `queue` one packet or superpacket behind its virtio header into `buffer`; returns the bytes
-    /// of both. A device without the header gets one of zeros.
+    /// Reads from `queue` one packet or superpacket behind its virtio header into `buffer`; returns
+    /// the bytes of both. A device without the header gets one of zeros.
     ///
     /// # Errors
     /// What `read` reports; `WouldBlock` when nothing waits.
