@@ -1,6 +1,7 @@
 //! What the pure half of the data path costs: checksums, cutting, merging, planning.
 //!
 //! `cargo bench --bench offload`
+#![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use std::hint::black_box;

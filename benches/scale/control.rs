@@ -1,4 +1,5 @@
 //! The daemon's control plane: peers that change, and a backend that is told of it.
+#![forbid(unsafe_code)]
 
 use std::fmt;
 use std::fs;

@@ -1,4 +1,5 @@
 //! A socket that sends and awaits datagrams in batches, without the kernel's help.
+#![forbid(unsafe_code)]
 
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddrV4};

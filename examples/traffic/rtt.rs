@@ -1,4 +1,5 @@
 //! Round trips of single datagrams.
+#![forbid(unsafe_code)]
 
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};

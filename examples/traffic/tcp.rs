@@ -1,4 +1,5 @@
 //! Bulk transfer over TCP streams, each with a thread of its own at both ends.
+#![forbid(unsafe_code)]
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};

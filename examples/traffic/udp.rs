@@ -1,4 +1,5 @@
 //! Floods of UDP datagrams and the counting of what arrives.
+#![forbid(unsafe_code)]
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::AsFd;

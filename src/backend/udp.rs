@@ -1,4 +1,5 @@
 //! flannel's `udp` backend: every packet in one UDP datagram, through a TUN device.
+#![forbid(unsafe_code)]
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;

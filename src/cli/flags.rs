@@ -1,6 +1,7 @@
 //! The table of flags: one row each, and clap's command made of it.
 //!
 //! Names and defaults of the first group are upstream's (flannel `main.go`, facts 1.1).
+#![forbid(unsafe_code)]
 
 use clap::builder::ValueParser;
 use clap::{Arg, ArgAction, Command, value_parser};

@@ -1,6 +1,7 @@
 //! Go's flag syntax, turned into the one spelling that clap is given: `--name=value`.
 //!
 //! Source: the Go standard library's `flag` package and `strconv` (facts 1.2).
+#![forbid(unsafe_code)]
 
 use std::ffi::OsString;
 

@@ -1,4 +1,5 @@
 //! What the flags mean: the typed options of the daemon.
+#![forbid(unsafe_code)]
 
 use std::fmt;
 use std::net::Ipv4Addr;

@@ -1,4 +1,5 @@
 //! Leases of hosts that come, move and go.
+#![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -2,6 +2,7 @@
 //!
 //! Everything about a datagram follows from its flow's key and its number. It begins with the
 //! number; one that is too short for that is recognised by its bytes alone.
+#![forbid(unsafe_code)]
 
 use std::ops::RangeInclusive;
 

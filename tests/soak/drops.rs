@@ -1,4 +1,5 @@
 //! What the kernel says that it dropped, in all namespaces of a lab.
+#![forbid(unsafe_code)]
 
 use std::fmt;
 use std::fs::read_to_string;

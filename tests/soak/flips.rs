@@ -1,5 +1,6 @@
 //! A soak that finds nothing must be able to find something: single bytes are changed on their
 //! way, and the receivers notice.
+#![forbid(unsafe_code)]
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};

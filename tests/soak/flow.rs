@@ -1,4 +1,5 @@
 //! Sending datagrams and taking them, at a pace that the receiver can keep.
+#![forbid(unsafe_code)]
 
 use std::io;
 use std::net::{SocketAddrV4, UdpSocket};

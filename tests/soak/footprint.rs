@@ -1,4 +1,5 @@
 //! What a daemon occupies, sampled while it works.
+#![forbid(unsafe_code)]
 
 use std::fmt;
 

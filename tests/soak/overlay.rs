@@ -1,4 +1,5 @@
 //! Three hosts with a pod each on a directory store, and the flows between them.
+#![forbid(unsafe_code)]
 
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::path::{Path, PathBuf};

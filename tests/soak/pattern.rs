@@ -1,4 +1,5 @@
 //! Bytes that both ends of a flow know without telling each other.
+#![forbid(unsafe_code)]
 
 use std::fmt;
 

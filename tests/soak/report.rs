@@ -1,4 +1,5 @@
 //! What came of a soak, and whether that is good.
+#![forbid(unsafe_code)]
 
 use std::fmt;
 use std::thread::ScopedJoinHandle;

@@ -1,4 +1,5 @@
 //! Telling all threads of a soak that it is over.
+#![forbid(unsafe_code)]
 
 use std::sync::{Condvar, Mutex};
 use std::time::Duration;

@@ -2,6 +2,7 @@
 //!
 //! Lengths follow from the flow's key and the connection's number, so both ends know them. The
 //! client sends its part and says that it is complete; then the server sends its own.
+#![forbid(unsafe_code)]
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};

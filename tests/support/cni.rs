@@ -1,4 +1,5 @@
 //! The CNI plugin on a host of the lab, called as container runtimes call it.
+#![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -1,4 +1,5 @@
 //! The real `flanneld`, running in a namespace, with its log at hand.
+#![forbid(unsafe_code)]
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, ExitStatus, Stdio};

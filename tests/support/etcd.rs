@@ -1,4 +1,5 @@
 //! A real etcd of the test's own: on free loopback ports, with its data in a temporary directory.
+#![forbid(unsafe_code)]
 #![allow(dead_code, unreachable_pub, reason = "each test file uses a part of it")]
 
 use std::fs::{self, File};

@@ -1,4 +1,5 @@
 //! A host that holds a lease and keeps it.
+#![forbid(unsafe_code)]
 #![allow(dead_code, unreachable_pub, reason = "each test file uses a part of it")]
 
 use std::sync::Arc;

@@ -1,6 +1,7 @@
 //! Hosts as network namespaces, joined by veth pairs on one bridge in a namespace of its own.
 //!
 //! Nothing is made in the root namespace; everything vanishes when the lab is dropped.
+#![forbid(unsafe_code)]
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;

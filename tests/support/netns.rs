@@ -1,4 +1,5 @@
 //! Network namespaces that vanish when the test ends, however it ends.
+#![forbid(unsafe_code)]
 
 use std::fs::File;
 use std::net::{SocketAddrV4, TcpListener, TcpStream, UdpSocket};

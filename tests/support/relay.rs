@@ -1,5 +1,6 @@
 //! A TCP relay into a lab: the etcd of a test listens on this machine's loopback, the lab's hosts
 //! are elsewhere.
+#![forbid(unsafe_code)]
 
 use std::io;
 use std::net::{Ipv4Addr, Shutdown, SocketAddrV4, TcpStream};

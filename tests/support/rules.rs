@@ -1,4 +1,5 @@
 //! What the tests of the traffic rules share: which tools the daemon finds, and what they show.
+#![forbid(unsafe_code)]
 
 use std::io::Write;
 use std::os::unix::fs::symlink;

@@ -1,4 +1,5 @@
 //! Real traffic between namespaces, compared byte for byte.
+#![forbid(unsafe_code)]
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, SocketAddrV4};

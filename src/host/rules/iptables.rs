@@ -1,4 +1,5 @@
 //! The rules by iptables and ip6tables, legacy or on nftables: whichever `iptables` is.
+#![forbid(unsafe_code)]
 
 mod text;
 

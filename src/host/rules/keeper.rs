@@ -1,4 +1,5 @@
 //! Keeps the rules: checks them now and then, puts back what somebody took away, follows the lease.
+#![forbid(unsafe_code)]
 
 use std::time::Instant;
 

@@ -2,6 +2,7 @@
 //!
 //! Written as text, because nft's JSON drops the comments of tables and chains (nft 1.0.6); read
 //! as JSON.
+#![forbid(unsafe_code)]
 
 use std::fmt::Write;
 use std::path::PathBuf;

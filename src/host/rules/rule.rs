@@ -1,4 +1,5 @@
 //! The rules themselves, whoever sets them: one table for iptables and nftables.
+#![forbid(unsafe_code)]
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 

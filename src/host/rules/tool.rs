@@ -1,4 +1,5 @@
 //! Runs the tools that set the rules: short, with a time limit, their complaints kept.
+#![forbid(unsafe_code)]
 
 use std::ffi::OsStr;
 use std::io;

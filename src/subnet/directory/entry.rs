@@ -7,6 +7,7 @@
 //!
 //! First the value as it would stand in etcd, then the deadline. Without that line the lease is a
 //! reservation: it never ends. Made by hand, the JSON may be spread over several lines.
+#![forbid(unsafe_code)]
 
 use std::fmt::Write;
 

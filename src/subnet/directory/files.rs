@@ -3,6 +3,7 @@
 //! Whoever writes holds the lock, so that comparing and writing are one step among daemons.
 //! Besides, a lease appears under its name only whole, and never over another file, so that hands
 //! and editors, which know no lock, cannot be overwritten unseen nor read half.
+#![forbid(unsafe_code)]
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, ErrorKind, Read, Write};

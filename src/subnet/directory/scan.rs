@@ -1,4 +1,5 @@
 //! Reading all leases of the directory, files that did not change only once.
+#![forbid(unsafe_code)]
 
 use std::collections::HashMap;
 use std::fs::{self, Metadata};

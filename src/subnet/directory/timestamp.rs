@@ -1,4 +1,5 @@
 //! Points in time as text: RFC 3339 in UTC, whole seconds, `2026-11-23T21:00:00Z`.
+#![forbid(unsafe_code)]
 
 use std::time::{Duration, SystemTime};
 

@@ -3,6 +3,7 @@
 //! What inotify reports in detail is not used: it may lose events, it does not see what happens on
 //! other machines if the directory is shared, and files end by the clock. So the directory is read
 //! after each hint, at each deadline, and every ten seconds anyway.
+#![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;

@@ -1,4 +1,5 @@
 //! Endpoints and certificates, from what the operator gave.
+#![forbid(unsafe_code)]
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,5 @@
 //! Where things are in etcd, and what a key and its value say.
+#![forbid(unsafe_code)]
 
 use crate::subnet::lease::{LeaseAttrs, Subnet};
 

@@ -3,6 +3,7 @@
 //! One endpoint is used at a time, as long as it serves; then the next one's turn comes. The
 //! balancer of the gRPC library is not used for that: it takes an endpoint that cannot be reached
 //! for ready, and lets requests fail there while others would answer.
+#![forbid(unsafe_code)]
 
 use std::future::Future;
 use std::time::Duration;

@@ -4,6 +4,7 @@
 //! where the last watch ended would spare etcd a listing, but a cluster that was emptied or
 //! restored from a backup counts its revisions anew, keeps its name, and would let us wait for a
 //! future that never comes, or miss what was deleted (upstream does).
+#![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

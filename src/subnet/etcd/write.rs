@@ -1,5 +1,6 @@
 //! Writing a lease: always a transaction that compares what stands there (facts 3.3; upstream's
 //! renewals compare nothing).
+#![forbid(unsafe_code)]
 
 use std::time::{Duration, SystemTime};
 

@@ -1,4 +1,5 @@
 //! Winning a lease: our own one found again, the previous subnet, or a free one (facts 3.4).
+#![forbid(unsafe_code)]
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,5 @@
 //! The keeper on a real store and a real clock.
+#![forbid(unsafe_code)]
 
 use std::collections::VecDeque;
 use std::future;

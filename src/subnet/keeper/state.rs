@@ -1,4 +1,5 @@
 //! The keeper's state machine. Pure: what happened and the time come in, what to do comes out.
+#![forbid(unsafe_code)]
 
 use std::time::{Duration, SystemTime};
 

@@ -1,4 +1,5 @@
 //! What iptables reads and prints. Pure.
+#![forbid(unsafe_code)]
 
 use std::fmt::Write;
 

@@ -1,4 +1,5 @@
 //! What holds for every traffic: order and bytes of each flow.
+#![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
 
