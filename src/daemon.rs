@@ -224,7 +224,11 @@ fn tell(changes: &[Change]) {
     }
 }
 
-async fn open_store(options: &StoreOptions) -> Result<Arc<dyn SubnetStore>, StoreError> {
+/// Opens the store that the operator named; etcd is asked by the first request.
+///
+/// # Errors
+/// If what was given cannot work.
+pub(crate) async fn open_store(options: &StoreOptions) -> Result<Arc<dyn SubnetStore>, StoreError> {
     Ok(match options {
         StoreOptions::Directory(dir) => Arc::new(DirectoryStore::open(dir)?),
         StoreOptions::Etcd(etcd) => {
@@ -258,24 +262,14 @@ async fn prepare(
     if config.backend.kind != "udp" {
         return Err(BackendError::Unknown { kind: config.backend.kind.clone() }.into());
     }
-    let wish = InterfaceWish {
-        iface: options.iface.clone(),
-        iface_regex: options.iface_regex.clone(),
-        can_reach: options.iface_can_reach,
-        public_ip: options.public_ip,
-    };
-    let external = interface::select(&host, &wish).await?;
+    let external = interface::select(&host, &interface_wish(options)).await?;
     info!(
         "peers reach this host at {} by interface {} ({}, MTU {})",
         external.public_ip, external.name, external.address, external.mtu
     );
     let udp = UdpOptions {
         tun_name: options.tun_name.clone(),
-        tun_offload: match options.offload {
-            OffloadMode::Auto => TunOffload::TsoUso,
-            OffloadMode::Tso => TunOffload::Tso,
-            OffloadMode::Off => TunOffload::None,
-        },
+        tun_offload: tun_offload(options.offload),
         udp: UdpWish { gso: options.udp_gso, gro: options.udp_gro },
         source_check: options.source_check,
         width: Width {
@@ -287,6 +281,25 @@ async fn prepare(
     Ok(Box::new(UdpBackend::prepare(config, udp, &external, host)?))
 }
 
+/// What the operator says about the external interface.
+pub(crate) fn interface_wish(options: &Options) -> InterfaceWish {
+    InterfaceWish {
+        iface: options.iface.clone(),
+        iface_regex: options.iface_regex.clone(),
+        can_reach: options.iface_can_reach,
+        public_ip: options.public_ip,
+    }
+}
+
+/// The most that is asked of the TUN device.
+pub(crate) fn tun_offload(mode: OffloadMode) -> TunOffload {
+    match mode {
+        OffloadMode::Auto => TunOffload::TsoUso,
+        OffloadMode::Tso => TunOffload::Tso,
+        OffloadMode::Off => TunOffload::None,
+    }
+}
+
 /// Each pair keeps two CPUs busy at most; more than four would cost more memory and wake-ups than a
 /// network card for which one needs them is worth by default.
 fn pairs_for_this_machine() -> usize {
@@ -294,7 +307,7 @@ fn pairs_for_this_machine() -> usize {
 }
 
 /// The address families of the overlay.
-fn families(config: &NetworkConfig) -> &'static [Family] {
+pub(crate) fn families(config: &NetworkConfig) -> &'static [Family] {
     if config.ipv6.is_some() { &[Family::V4, Family::V6] } else { &[Family::V4] }
 }
 

@@ -24,6 +24,7 @@
 //! - [`host`]: what is set in the kernel: links, addresses, routes, traffic rules, the external
 //!   interface.
 //! - [`daemon`]: the order of starting, supervising and stopping.
+//! - [`check`], [`cleanup`]: commands for the host's administrator, beside the daemon.
 //! - [`cni`]: the second program, which container runtimes call to attach pods to the overlay.
 //!
 //! # Unsafe code
@@ -32,6 +33,8 @@
 //! vector instructions of the checksum. Every other module forbids it.
 
 pub mod backend;
+pub mod check;
+pub mod cleanup;
 pub mod cli;
 pub mod cni;
 pub mod config;

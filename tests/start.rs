@@ -5,6 +5,7 @@
 
 mod support;
 
+use std::io::Write;
 use std::net::SocketAddrV4;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -60,6 +61,92 @@ fn help_has_two_groups_and_version_is_told() {
     assert_eq!(text.lines().filter(|line| line.starts_with("Flags of")).count(), 2, "{text}");
     let (code, text) = flanneld(&["--version"]);
     assert_eq!((code, text.trim()), (Some(0), env!("CARGO_PKG_VERSION")));
+}
+
+/// What a command prints on stdout.
+fn printed(args: &[&str]) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_flanneld")).args(args).output().unwrap();
+    assert!(output.status.success() && output.stderr.is_empty(), "{args:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Runs a tool on a text; `None`, said loudly, if it is not installed.
+fn tool_says(tool: &str, args: &[&str], text: &str) -> Option<(bool, String)> {
+    let mut command = Command::new(tool);
+    command.args(args).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let Ok(mut child) = command.spawn() else {
+        let line = format!("SKIPPED a part of completions_and_man: needs {tool}\n");
+        let _ = std::io::stderr().write_all(line.as_bytes());
+        return None;
+    };
+    child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    Some((output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned()))
+}
+
+const COMMANDS: [&str; 4] = ["check", "cleanup", "completions", "man"];
+
+#[test]
+fn completions_know_all_flags_and_commands() {
+    for shell in ["bash", "zsh", "fish"] {
+        let script = printed(&["completions", shell]);
+        for wanted in COMMANDS.iter().chain(&["store-dir", "etcd-endpoints", "dry-run", "json"]) {
+            assert!(script.contains(wanted), "{shell}: {wanted}");
+        }
+        if let Some((good, said)) = tool_says(shell, &["-n"], &script) {
+            assert!(good && said.is_empty(), "{shell} -n: {said}");
+        }
+    }
+    // As the shell asks.
+    let bash = printed(&["completions", "bash"]);
+    let ask = r#"
+        COMP_WORDS=(flanneld check --js); COMP_CWORD=2; _flanneld flanneld --js check
+        [ "${COMPREPLY[*]}" = --json ] || { echo "${COMPREPLY[*]}" >&2; exit 1; }
+        COMP_WORDS=(flanneld cle); COMP_CWORD=1; _flanneld flanneld cle flanneld
+        [ "${COMPREPLY[*]}" = cleanup ] || { echo "${COMPREPLY[*]}" >&2; exit 1; }"#;
+    if let Some((good, said)) = tool_says("bash", &[], &format!("{bash}\n{ask}")) {
+        assert!(good, "{said}");
+    }
+    for shell in [&["completions"][..], &["completions", "tcsh"]] {
+        let (code, text) = flanneld(shell);
+        assert_eq!(code, Some(2));
+        assert!(text.contains("expected bash, zsh or fish"), "{text}");
+    }
+}
+
+#[test]
+fn the_manual_page_has_all_flags_and_commands() {
+    let page = printed(&["man"]);
+    assert!(page.contains(".TH flanneld 8"), "{page}");
+    // A dash is written so that it can be copied.
+    let plain = page.replace('\\', "");
+    let (_, help) = flanneld(&["--help"]);
+    for wanted in COMMANDS.iter().chain(&["--store-dir", "--etcd-endpoints", "--dry-run"]) {
+        assert!(plain.contains(wanted), "{wanted}: {page}");
+    }
+    for command in COMMANDS {
+        assert!(help.lines().any(|l| l.starts_with(&format!("  {command} "))), "{help}");
+        let (code, text) = flanneld(&[command, "--help"]);
+        assert_eq!(code, Some(0));
+        assert!(text.contains(&format!("Usage: flanneld {command}")), "{text}");
+    }
+    if let Some((good, said)) = tool_says("groff", &["-man", "-ww", "-Tutf8", "-z"], &page) {
+        assert!(good && said.is_empty(), "groff: {said}");
+    }
+}
+
+#[test]
+fn commands_take_the_daemons_flags_and_refuse_others() {
+    for (args, wanted) in [
+        (&["check", "--no-such-flag"][..], "unknown flag \"--no-such-flag\""),
+        (&["check", "--dry-run"], "unknown flag \"--dry-run\""),
+        (&["cleanup", "--tun-name="], "expected a device name"),
+        (&["--json"], "unknown flag \"--json\""),
+    ] {
+        let (code, text) = flanneld(args);
+        assert_eq!(code, Some(2), "{args:?}: {text}");
+        assert!(text.contains(wanted), "{args:?}: {text}");
+    }
 }
 
 #[test]

@@ -38,6 +38,20 @@ const TX_QUEUE_PACKETS: u32 = 10_000;
 /// Pause between attempts to put the device back.
 const REPAIR_INTERVAL: Duration = Duration::from_secs(1);
 
+/// The largest packet, in bytes, that the tunnel carries over this interface.
+///
+/// # Errors
+/// [`BackendError::MtuTooSmall`].
+pub fn tunnel_mtu(external: &ExternalInterface) -> Result<u16, BackendError> {
+    // An IPv4 packet has at most 65,535 bytes, whatever the link takes (loopback: 65,536).
+    let link_mtu = external.mtu.min(u32::from(u16::MAX));
+    link_mtu
+        .checked_sub(ENCAPSULATION_BYTES)
+        .filter(|&mtu| mtu >= MIN_TUNNEL_MTU)
+        .and_then(|mtu| u16::try_from(mtu).ok())
+        .ok_or_else(|| BackendError::MtuTooSmall { name: external.name.clone(), mtu: external.mtu })
+}
+
 /// What the operator chose for this backend.
 #[derive(Clone, Debug)]
 pub struct UdpOptions {
@@ -117,16 +131,7 @@ impl UdpBackend {
             options.width = Width { queues: 1, pairs: 1 };
         }
         let port = config.backend.udp_port()?;
-        // An IPv4 packet has at most 65,535 bytes, whatever the link takes (loopback: 65,536).
-        let link_mtu = external.mtu.min(u32::from(u16::MAX));
-        let mtu = link_mtu
-            .checked_sub(ENCAPSULATION_BYTES)
-            .filter(|&mtu| mtu >= MIN_TUNNEL_MTU)
-            .and_then(|mtu| u16::try_from(mtu).ok())
-            .ok_or_else(|| BackendError::MtuTooSmall {
-                name: external.name.clone(),
-                mtu: external.mtu,
-            })?;
+        let mtu = tunnel_mtu(external)?;
         let address = SocketAddrV4::new(external.address, port);
         let sockets = Sockets::bind(address, options.udp, options.width)?;
         let tun = options.create_tun(&options.tun_name)?;

@@ -40,7 +40,12 @@ impl Flag {
     }
 }
 
-const fn flag(name: &'static str, kind: Kind, default: &'static str, help: &'static str) -> Flag {
+pub(super) const fn flag(
+    name: &'static str,
+    kind: Kind,
+    default: &'static str,
+    help: &'static str,
+) -> Flag {
     Flag { name, kind, default, help }
 }
 
@@ -153,16 +158,21 @@ pub(super) fn find(name: &str) -> Option<&'static Flag> {
 
 /// Clap's view of the table.
 pub(super) fn command() -> Command {
-    let group = |flags: &'static [Flag], heading: &'static str| {
-        flags.iter().map(move |flag| argument(flag).help_heading(heading))
-    };
-    Command::new("flanneld")
+    with_flags(Command::new("flanneld"))
         .about("Leases a subnet for this host and carries its packets to the other hosts.")
-        .override_usage("flanneld [FLAGS]")
+        .override_usage("flanneld [FLAGS]\n       flanneld COMMAND [FLAGS]")
         .after_help(
             "One dash or two make no difference. Every flag may also be given as a variable: \
              --etcd-prefix as FLANNELD_ETCD_PREFIX.",
         )
+}
+
+/// Adds the table to a command.
+pub(super) fn with_flags(command: Command) -> Command {
+    let group = |flags: &'static [Flag], heading: &'static str| {
+        flags.iter().map(move |flag| argument(flag).help_heading(heading))
+    };
+    command
         .disable_help_flag(true)
         .disable_version_flag(true)
         .args_override_self(true)
@@ -170,7 +180,8 @@ pub(super) fn command() -> Command {
         .args(group(OURS, "Flags of this implementation"))
 }
 
-fn argument(flag: &Flag) -> Arg {
+/// Clap's view of one flag.
+pub(super) fn argument(flag: &Flag) -> Arg {
     let help = match NOT_YET.iter().any(|row| row.name == flag.name) {
         true => format!("{} (not supported yet)", flag.help),
         false => flag.help.to_owned(),

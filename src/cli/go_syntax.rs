@@ -18,8 +18,12 @@ pub(super) enum Words {
     Flags(Vec<String>),
 }
 
-/// Reads the words after the program's name up to the first that is no flag.
-pub(super) fn normalise(args: impl IntoIterator<Item = OsString>) -> Result<Words, UsageError> {
+/// Reads words up to the first that is no flag. `own` are the flags of a command, besides the
+/// daemon's.
+pub(super) fn normalise(
+    args: impl IntoIterator<Item = OsString>,
+    own: &'static [Flag],
+) -> Result<Words, UsageError> {
     let mut flags = Vec::new();
     let mut args = args.into_iter().enumerate().map(|(i, arg)| {
         // The word itself might be a password.
@@ -38,7 +42,7 @@ pub(super) fn normalise(args: impl IntoIterator<Item = OsString>) -> Result<Word
         if name.is_empty() || name.starts_with('-') {
             return Err(UsageError::Syntax { word: excerpt(&word) });
         }
-        let Some(flag) = find(name) else {
+        let Some(flag) = find(name).or_else(|| own.iter().find(|flag| flag.name == name)) else {
             if name == "h" || name == "help" {
                 return Ok(Words::Help);
             }
@@ -122,14 +126,14 @@ mod tests {
     use proptest::prelude::*;
 
     fn flags(words: &[&str]) -> Vec<String> {
-        match normalise(words.iter().map(OsString::from)).unwrap() {
+        match normalise(words.iter().map(OsString::from), &[]).unwrap() {
             Words::Flags(flags) => flags,
             Words::Help => panic!("{words:?} asked for help"),
         }
     }
 
     fn error(words: &[&str]) -> String {
-        normalise(words.iter().map(OsString::from)).unwrap_err().to_string()
+        normalise(words.iter().map(OsString::from), &[]).unwrap_err().to_string()
     }
 
     #[test]
@@ -161,7 +165,7 @@ mod tests {
     fn help_ends_everything() {
         for word in ["-h", "--h", "-help", "--help", "-help=x"] {
             let words = ["-v=1", word, "--nonsense"].map(OsString::from);
-            assert_eq!(normalise(words), Ok(Words::Help));
+            assert_eq!(normalise(words, &[]), Ok(Words::Help));
         }
     }
 
@@ -179,7 +183,7 @@ mod tests {
     fn what_is_not_utf8_is_refused_without_showing_it() {
         use std::os::unix::ffi::OsStringExt;
         let words = ["--etcd-password".into(), OsString::from_vec(b"secret\xff".to_vec())];
-        let error = normalise(words).unwrap_err().to_string();
+        let error = normalise(words, &[]).unwrap_err().to_string();
         assert_eq!(error, "argument 2 is not valid UTF-8");
     }
 
@@ -240,7 +244,7 @@ mod tests {
 
         #[test]
         fn no_words_panic(words in proptest::collection::vec("-{0,3}(v|iface|ip-masq|\\PC*)=?\\PC{0,4}", 0..5)) {
-            let _ = normalise(words.into_iter().map(OsString::from));
+            let _ = normalise(words.into_iter().map(OsString::from), &[]);
         }
     }
 }

@@ -1,11 +1,13 @@
 //! The command line: upstream's flags in Go's syntax, the `FLANNELD_*` variables, and our own.
 //!
 //! What comes out is typed and complete; nothing later asks again whether a value makes sense.
+//! Beside the daemon there are commands, known by the first word: see [`tools`].
 #![forbid(unsafe_code)]
 
 mod flags;
 mod go_syntax;
 mod options;
+mod tools;
 
 use std::ffi::OsString;
 
@@ -14,6 +16,7 @@ use clap::error::{ContextKind, ContextValue};
 use clap::parser::ValueSource;
 use thiserror::Error;
 
+use self::flags::Flag;
 use self::go_syntax::{Words, normalise, plain_value};
 pub use self::options::{
     ClientCert, Credentials, EtcdOptions, InvalidChoice, OffloadMode, Options, Secret, StoreOptions,
@@ -29,6 +32,22 @@ pub enum Command {
     Help(String),
     /// Print the version on stderr, as upstream does, and exit with 0.
     Version,
+    /// Print this text on stdout and exit with 0.
+    Print(String),
+    /// Examine the host, and print what was found.
+    Check {
+        /// The daemon's options.
+        options: Box<Options>,
+        /// Print JSON.
+        json: bool,
+    },
+    /// Remove what a daemon left.
+    Cleanup {
+        /// The daemon's options.
+        options: Box<Options>,
+        /// Only say what would be removed.
+        dry_run: bool,
+    },
 }
 
 /// What is wrong with the command line or a `FLANNELD_*` variable. One line; the process should
@@ -113,14 +132,39 @@ pub fn parse(
     args: impl IntoIterator<Item = OsString>,
     env: impl Fn(&str) -> Option<OsString>,
 ) -> Result<Command, UsageError> {
-    let mut words = match normalise(args)? {
-        Words::Help => return Ok(Command::Help(flags::command().render_help().to_string())),
+    let mut args = args.into_iter().peekable();
+    let first = args.peek().cloned().unwrap_or_default();
+    if let Some(parsed) = tools::parse_tool(&first, args.by_ref().skip(1), &env) {
+        return parsed;
+    }
+    match parse_flags(args, &[], env)? {
+        Parsed::Help => Ok(Command::Help(tools::documented().render_help().to_string())),
+        Parsed::Version => Ok(Command::Version),
+        Parsed::Values(values) => Ok(Command::Run(Box::new(Options::from_values(&values)?))),
+    }
+}
+
+/// What the words behind the program, or behind a command, say.
+enum Parsed {
+    Help,
+    Version,
+    Values(Values),
+}
+
+/// Reads the daemon's flags and variables, and the flags of a command, `own`, which have none.
+fn parse_flags(
+    args: impl IntoIterator<Item = OsString>,
+    own: &'static [Flag],
+    env: impl Fn(&str) -> Option<OsString>,
+) -> Result<Parsed, UsageError> {
+    let mut words = match normalise(args, own)? {
+        Words::Help => return Ok(Parsed::Help),
         Words::Flags(words) => words,
     };
-    let mut values = Values { matches: matches(&words)?, from_env: Vec::new() };
+    let mut values = Values { matches: matches(&words, own)?, from_env: Vec::new() };
     // Before the variables, as upstream: asking for the version works whatever they hold.
     if values.flag("version") == Some(true) {
-        return Ok(Command::Version);
+        return Ok(Parsed::Version);
     }
 
     for flag in flags::all().filter(|flag| flag.name != "version") {
@@ -134,15 +178,15 @@ pub fn parse(
         words.push(format!("--{}={}", flag.name, plain_value(flag, &variable, value)?));
         values.from_env.push(flag.name);
     }
-    values.matches = matches(&words)?;
+    values.matches = matches(&words, own)?;
 
     values.refuse_what_is_not_there_yet()?;
-    Ok(Command::Run(Box::new(Options::from_values(&values)?)))
+    Ok(Parsed::Values(values))
 }
 
 /// Lets clap find the values. The words are normalised: only a name can be wrong.
-fn matches(words: &[String]) -> Result<ArgMatches, UsageError> {
-    let command = flags::command().no_binary_name(true);
+fn matches(words: &[String], own: &'static [Flag]) -> Result<ArgMatches, UsageError> {
+    let command = flags::command().args(own.iter().map(flags::argument)).no_binary_name(true);
     command.try_get_matches_from(words).map_err(|error| {
         let context = |kind| match error.get(kind) {
             Some(ContextValue::String(text)) => Some(text.clone()),

@@ -54,6 +54,37 @@ impl Host {
         self.remove(subnet, METRIC).await
     }
 
+    /// The networks that daemons on this host have left blackhole routes for: those at our metric,
+    /// and whichever there are for `subnet`. IPv4 and IPv6.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel cannot be asked.
+    pub async fn left_blackholes(&self, subnet: Option<IpNet>) -> Result<Vec<IpNet>, HostError> {
+        let mut left = Vec::new();
+        for of in [AddressFamily::Inet, AddressFamily::Inet6] {
+            for route in self.all_blackholes(of).await? {
+                let Some(to) = destination(&route) else { continue };
+                if (metric(&route) == METRIC || Some(to) == subnet) && !left.contains(&to) {
+                    left.push(to);
+                }
+            }
+        }
+        Ok(left)
+    }
+
+    /// Removes all blackhole routes of daemons for exactly `subnet`, at whatever metric.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses.
+    pub async fn remove_blackholes(&self, subnet: IpNet) -> Result<(), HostError> {
+        for route in self.blackholes(subnet).await? {
+            self.remove(subnet, metric(&route)).await?;
+        }
+        Ok(())
+    }
+
     async fn remove(&self, subnet: IpNet, metric: u32) -> Result<bool, HostError> {
         match self.handle.route().del(blackhole(subnet, metric)).execute().await {
             Ok(()) => Ok(true),
@@ -64,8 +95,15 @@ impl Host {
 
     /// The blackhole routes for exactly `subnet` of the protocol that daemons use, `boot`.
     async fn blackholes(&self, subnet: IpNet) -> Result<Vec<RouteMessage>, HostError> {
+        let mut routes = self.all_blackholes(family(subnet)).await?;
+        routes.retain(|route| destination(route) == Some(subnet));
+        Ok(routes)
+    }
+
+    /// The same for all destinations of a family.
+    async fn all_blackholes(&self, of: AddressFamily) -> Result<Vec<RouteMessage>, HostError> {
         let mut message = RouteMessage::default();
-        message.header.address_family = family(subnet);
+        message.header.address_family = of;
         message.header.table = RouteHeader::RT_TABLE_MAIN;
         message.header.kind = RouteType::BlackHole;
         let routes: Vec<RouteMessage> = self
@@ -76,18 +114,25 @@ impl Host {
             .try_collect()
             .await
             .map_err(|error| failed("listing the blackhole routes".into(), error))?;
-        let destination = RouteAttribute::Destination(address(subnet.addr()));
         Ok(routes
             .into_iter()
             .filter(|route| {
                 in_main_table(route)
+                    && route.header.address_family == of
                     && route.header.kind == RouteType::BlackHole
                     && route.header.protocol == RouteProtocol::Boot
-                    && route.header.destination_prefix_length == subnet.prefix_len()
-                    && route.attributes.contains(&destination)
             })
             .collect())
     }
+}
+
+fn destination(route: &RouteMessage) -> Option<IpNet> {
+    let address = route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Destination(RouteAddress::Inet(v4)) => Some(IpAddr::V4(*v4)),
+        RouteAttribute::Destination(RouteAddress::Inet6(v6)) => Some(IpAddr::V6(*v6)),
+        _ => None,
+    })?;
+    IpNet::new(address, route.header.destination_prefix_length).ok()
 }
 
 fn blackhole(subnet: IpNet, metric: u32) -> RouteMessage {

@@ -36,6 +36,8 @@ pub struct Link {
     pub tx_queue_len: u32,
     /// Whether it is set up (`IFF_UP`).
     pub up: bool,
+    /// Whether something is at its other end: of a TUN device, a process that holds it.
+    pub carrier: bool,
     /// The driver's kind, `tun` or `bridge`; physical devices have none.
     pub kind: Option<String>,
     /// Whether it is a TUN device (a TAP device has the same kind, but an Ethernet header).
@@ -53,6 +55,7 @@ pub(super) fn read_link(message: &LinkMessage) -> Link {
         mtu: 0,
         tx_queue_len: 0,
         up: message.header.flags.contains(LinkFlags::Up),
+        carrier: false,
         kind: None,
         is_tun: false,
         makes_link_local: false,
@@ -62,6 +65,7 @@ pub(super) fn read_link(message: &LinkMessage) -> Link {
         match attribute {
             LinkAttribute::IfName(name) => link.name.clone_from(name),
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+            LinkAttribute::Carrier(carrier) => link.carrier = *carrier == 1,
             LinkAttribute::TxQueueLen(len) => link.tx_queue_len = *len,
             LinkAttribute::LinkInfo(infos) => {
                 link.kind = infos.iter().find_map(|info| match info {

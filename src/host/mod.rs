@@ -8,5 +8,7 @@ pub mod interface;
 pub mod link;
 pub mod monitor;
 pub mod netlink;
+pub mod routes;
 pub mod rules;
+pub mod tun_devices;
 pub mod tun_setup;

@@ -5,6 +5,7 @@
 //! choose the subnet, hence the generous reader.
 #![forbid(unsafe_code)]
 
+use std::ffi::OsStr;
 use std::fmt;
 use std::fs::{DirBuilder, File, Permissions};
 use std::io::{self, Read, Write};
@@ -85,6 +86,11 @@ impl EnvFile {
     }
 }
 
+/// What the names of files begin with while [`replace`] writes them.
+pub(crate) fn unfinished_prefix(name: &OsStr) -> String {
+    format!(".{}.", name.to_string_lossy())
+}
+
 /// Replaces the file at `path` in one step; missing directories are created. The file gets `mode`
 /// whatever the umask, new directories get `directory_mode` less the umask.
 pub(crate) fn replace(
@@ -100,7 +106,7 @@ pub(crate) fn replace(
     };
     DirBuilder::new().recursive(true).mode(directory_mode).create(directory)?;
 
-    let prefix = format!(".{}.", name.to_string_lossy());
+    let prefix = unfinished_prefix(name);
     let mut file = tempfile::Builder::new().prefix(&prefix).tempfile_in(directory)?;
     file.write_all(content)?;
     file.as_file().set_permissions(Permissions::from_mode(mode))?;

@@ -1,9 +1,11 @@
-//! The only unsafe code of the crate: batched system calls and vector instructions.
+//! The only unsafe code of the crate: batched system calls, vector instructions, and what no safe
+//! crate has.
 //!
 //! Each wrapper takes borrowed slices and fills the kernel's structures within one call, so that
 //! no pointer outlives what it points at.
 
 pub mod checksum;
+pub mod clock;
 mod cmsg;
 pub mod poll;
 pub mod receive;

@@ -11,7 +11,7 @@ use thiserror::Error;
 /// Bytes of socket buffer that are asked for, each way: 10 Gbit/s for 5 ms, the time that a busy
 /// two-core host may leave our thread waiting for its turn. The kernel doubles the figure for its
 /// own book-keeping.
-const SOCKET_BUFFER_BYTES: usize = 6 << 20;
+pub const SOCKET_BUFFER_BYTES: usize = 6 << 20;
 
 /// The same for each socket of a group, which gets a part of the traffic: a flood must fill all of
 /// them to take the most memory.

@@ -11,6 +11,7 @@ fn link(index: u32, name: &str, nets: &[&str]) -> Link {
         mtu: 1500,
         tx_queue_len: 1000,
         up: true,
+        carrier: true,
         kind: None,
         is_tun: false,
         makes_link_local: true,

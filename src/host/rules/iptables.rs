@@ -5,11 +5,9 @@ mod text;
 
 use std::path::PathBuf;
 
-use tracing::{info, warn};
-
 use self::text::{Chain, FORWARD, MASQUERADE};
 use super::rule::{self, Family, Nets, Rule};
-use super::{RulesError, Wanted, tool};
+use super::{Leftovers, RulesError, Wanted, tool};
 
 /// Seconds that a tool waits for another one to release the lock of all tables. Kubernetes holds it
 /// for some seconds on large hosts.
@@ -187,8 +185,8 @@ impl Keeps<'_> {
 }
 
 /// Removes chains of ours that are not wanted (any more), jumps first, in both kinds of iptables:
-/// the host may have changed from one to the other. A failure costs a line in the log.
-pub(super) async fn clean(keeps: &Keeps<'_>) {
+/// the host may have changed from one to the other. With `dry_run`, only finds them.
+pub(super) async fn clean(keeps: &Keeps<'_>, dry_run: bool, leftovers: &mut Leftovers) {
     for family in Family::ALL {
         // `iptables` is a link to the same program as one of the others.
         let mut seen = Vec::new();
@@ -204,17 +202,21 @@ pub(super) async fn clean(keeps: &Keeps<'_>) {
                 "" => keeps.unwanted(family),
                 _ => vec![&MASQUERADE, &FORWARD],
             };
-            match clean_with(&name, &chains).await {
-                Ok(true) => info!("removed the rules that an earlier run left in {name}"),
+            match clean_with(&name, &chains, dry_run).await {
+                Ok(true) => {
+                    leftovers.found.push(format!("the rules that an earlier run left in {name}"));
+                }
                 Ok(false) => {}
-                Err(error) => warn!("an earlier run's rules may be left in {name}: {error}"),
+                Err(error) => leftovers
+                    .failed
+                    .push(format!("an earlier run's rules may be left in {name}: {error}")),
             }
         }
     }
 }
 
 /// Says whether there was anything to remove.
-async fn clean_with(name: &str, chains: &[&Chain]) -> Result<bool, RulesError> {
+async fn clean_with(name: &str, chains: &[&Chain], dry_run: bool) -> Result<bool, RulesError> {
     // `iptables-save` without a table lists those that exist. Naming one would make the kernel
     // create it, and connections be tracked from then on.
     let (save, restore) = (format!("{name}-save"), format!("{name}-restore"));
@@ -229,7 +231,9 @@ async fn clean_with(name: &str, chains: &[&Chain]) -> Result<bool, RulesError> {
     if input.is_empty() {
         return Ok(false);
     }
-    tool::output_of(&restore, &["--noflush", WAIT], &input).await?;
+    if !dry_run {
+        tool::output_of(&restore, &["--noflush", WAIT], &input).await?;
+    }
     Ok(true)
 }
 

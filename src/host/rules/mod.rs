@@ -19,7 +19,7 @@ use std::process::ExitStatus;
 use std::time::Duration;
 
 use thiserror::Error;
-use tracing::warn;
+use tracing::{info, warn};
 
 use self::iptables::{Iptables, Keeps};
 use self::keeper::Keeper;
@@ -154,21 +154,38 @@ impl Manager {
 
     /// Removes what earlier runs left elsewhere than where the rules shall be.
     async fn clean_others(&self, nets: &[Nets]) {
-        match self {
-            Self::Nobody => {
-                iptables::clean(&Keeps::NOTHING).await;
-                nftables::clean(&[]).await;
-            }
-            Self::Iptables(iptables) => {
-                iptables::clean(&iptables.keeps()).await;
-                nftables::clean(&[]).await;
-            }
-            Self::Nftables(_) => {
-                iptables::clean(&Keeps::NOTHING).await;
-                nftables::clean(&nets.iter().map(Nets::family).collect::<Vec<_>>()).await;
-            }
+        let (iptables, nftables) = match self {
+            Self::Nobody => (Keeps::NOTHING, Vec::new()),
+            Self::Iptables(iptables) => (iptables.keeps(), Vec::new()),
+            Self::Nftables(_) => (Keeps::NOTHING, nets.iter().map(Nets::family).collect()),
+        };
+        let mut leftovers = Leftovers::default();
+        iptables::clean(&iptables, false, &mut leftovers).await;
+        nftables::clean(&nftables, false, &mut leftovers).await;
+        for what in leftovers.found {
+            info!("removed {what}");
+        }
+        for error in leftovers.failed {
+            warn!("{error}");
         }
     }
+}
+
+/// What earlier runs left behind.
+#[derive(Debug, Default)]
+pub struct Leftovers {
+    /// What there was, each by its name.
+    pub found: Vec<String>,
+    /// What could not be looked at, or not be removed, and why.
+    pub failed: Vec<String>,
+}
+
+/// Removes all rules that daemons have set, by whichever tool; with `dry_run`, only finds them.
+pub async fn remove_all(dry_run: bool) -> Leftovers {
+    let mut leftovers = Leftovers::default();
+    iptables::clean(&Keeps::NOTHING, dry_run, &mut leftovers).await;
+    nftables::clean(&[], dry_run, &mut leftovers).await;
+    leftovers
 }
 
 /// The rules, not set yet.

@@ -8,10 +8,9 @@ use std::fmt::Write;
 use std::path::PathBuf;
 
 use serde_json::Value;
-use tracing::{info, warn};
 
 use super::rule::{self, Action, Family, KUBE_MASQUERADE_MARK, Nets, Rule, Side};
-use super::{RulesError, Wanted, tool};
+use super::{Leftovers, RulesError, Wanted, tool};
 
 /// Sets the rules of the wanted families.
 #[derive(Debug)]
@@ -107,8 +106,8 @@ fn objects(listing: &[u8]) -> Option<Vec<String>> {
     Some(objects)
 }
 
-/// Removes the tables of all families but those of `kept`. A failure costs a line in the log.
-pub(super) async fn clean(kept: &[Family]) {
+/// Removes the tables of all families but those of `kept`. With `dry_run`, only finds them.
+pub(super) async fn clean(kept: &[Family], dry_run: bool, leftovers: &mut Leftovers) {
     let Some(nft) = tool::find("nft") else { return };
     // A kernel without nftables has no tables of it.
     let Ok(tables) = tool::output_of(&nft, &["list", "tables"], "").await else { return };
@@ -117,9 +116,19 @@ pub(super) async fn clean(kept: &[Family]) {
         if !tables.lines().any(|line| line == format!("table {keyword} {name}")) {
             continue;
         }
-        match tool::output_of(&nft, &["delete", "table", keyword, name], "").await {
-            Ok(_) => info!("removed the nftables table {name} that an earlier run left"),
-            Err(error) => warn!("an earlier run's rules are left in nftables: {error}"),
+        let deleted = match dry_run {
+            true => Ok(String::new()),
+            false => tool::output_of(&nft, &["delete", "table", keyword, name], "").await,
+        };
+        match deleted {
+            Ok(_) => {
+                let what = format!("the nftables table {name} that an earlier run left");
+                leftovers.found.push(what);
+            }
+            Err(error) => {
+                let what = format!("an earlier run's rules are left in nftables: {error}");
+                leftovers.failed.push(what);
+            }
         }
     }
 }
