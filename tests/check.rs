@@ -94,7 +94,9 @@ fn a_healthy_host_passes_before_and_after() {
     before.finds("ok", "lease", "a subnet is free", "");
     drop(lab);
 
-    let (lab, store, daemons) = two_hosts();
+    let (mut lab, store, daemons) = two_hosts();
+    // Its bridge has an address of the overlay, as it must.
+    lab.host_mut(0).add_pod();
     let after = Checked::on(lab.host(0), &[&store]);
     after.is_good();
     after.finds("ok", "daemon", "it holds flannel0", "");
@@ -104,7 +106,7 @@ fn a_healthy_host_passes_before_and_after() {
     assert_eq!(links.lines().count(), 1, "the device of the check is gone: {links}");
     assert_eq!(daemons[0].count("changed from outside"), 0);
 
-    // A host without a daemon, asked by the words of the variables, for programs.
+    // The other host, by variables, for programs.
     let host = lab.host(1);
     let variables = [("FLANNELD_STORE_DIR", store.trim_start_matches("--store-dir="))];
     let mut command = host.netns.command(FLANNELD);

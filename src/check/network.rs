@@ -18,7 +18,7 @@ use crate::host::interface::{self, ExternalInterface};
 use crate::host::link::Link;
 use crate::host::netlink::Host;
 use crate::host::routes::RouteEntry;
-use crate::host::rules::{ForwardRules, Rules, RulesOptions};
+use crate::host::rules::{ForwardRules, Rules, RulesError, RulesOptions};
 
 /// What the daemon's process is called, ours and upstream's.
 const DAEMON: &str = "flanneld";
@@ -153,11 +153,17 @@ pub(super) async fn rules(options: &Options, config: &NetworkConfig, report: &mu
                 true => Severity::Warning,
                 false => Severity::Failure,
             };
+            let (text, package) = match &error {
+                RulesError::Missing { tool, package } => {
+                    (format!("{tool} is not in PATH"), *package)
+                }
+                error => (error.to_string(), tool),
+            };
             let fix = format!(
-                "apt-get install {tool}, or do without: --iptables-forward-rules=false \
+                "apt-get install {package}, or do without: --iptables-forward-rules=false \
                  --ip-masq=false"
             );
-            report.add(severity, "rules", error.to_string(), Some(fix));
+            report.add(severity, "rules", text, Some(fix));
         }
     }
 }

@@ -121,7 +121,8 @@ impl Report {
             }
         }
         let (failures, warnings) = (self.count(Severity::Failure), self.count(Severity::Warning));
-        writeln!(out, "{failures} failures, {warnings} warnings")
+        let so_many = |count, what| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
+        writeln!(out, "{}, {}", so_many(failures, "failure"), so_many(warnings, "warning"))
     }
 
     /// Writes it for programs: one JSON object.
@@ -154,7 +155,7 @@ mod tests {
             "ok       tun        opens\n\
              warning  peers      one is away\n                    fix: wait\n\
              FAILURE  port       taken\n                    fix: free it\n\
-             1 failures, 1 warnings\n"
+             1 failure, 1 warning\n"
         );
         let mut json = Vec::new();
         report.write_json(&mut json).unwrap();

@@ -331,9 +331,30 @@ fn the_version_is_asked_before_the_environment() {
 }
 
 #[test]
+fn commands_are_known_by_the_first_word() {
+    let Ok(Command::Check { options, json: true }) = parse_with(&["check", "-json", "-v=2"], &[])
+    else {
+        panic!("no check");
+    };
+    assert_eq!(options.verbosity, 2);
+    let env = [("FLANNELD_SUBNET_FILE", "/x/subnet.env"), ("FLANNELD_DRY_RUN", "1")];
+    let Ok(Command::Cleanup { options, dry_run: false }) = parse_with(&["cleanup"], &env) else {
+        panic!("no cleanup");
+    };
+    assert_eq!(options.subnet_file, Path::new("/x/subnet.env"));
+    // Elsewhere the words mean nothing, as upstream has it.
+    assert!(matches!(parse_with(&["-v=1", "check"], &[]), Ok(Command::Run(_))));
+    assert!(matches!(parse_with(&["checks"], &[]), Ok(Command::Run(_))));
+    assert_eq!(
+        parse_with(&["completions", "tcsh"], &[]).unwrap_err().to_string(),
+        r#"completions="tcsh": expected bash, zsh or fish"#
+    );
+}
+
+#[test]
 fn the_tables_agree() {
     for row in flags::NOT_YET {
         assert!(flags::find(row.name).is_some(), "{}", row.name);
     }
-    flags::command().debug_assert();
+    tools::documented().debug_assert();
 }
