@@ -4,17 +4,16 @@
 
 use std::net::IpAddr;
 
-use futures::TryStreamExt;
 use ipnet::IpNet;
 use rtnetlink::RouteMessageBuilder;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteType,
+    RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteType,
 };
 use rustix::io::Errno;
 
 use super::error::{HostError, errno, failed};
-use super::netlink::{Host, in_main_table};
+use super::netlink::Host;
 
 /// The metric that every other route wins against. At upstream's 0, a blackhole that comes before
 /// the bridge swallows what the bridge's own route should carry (docs/decisions/012).
@@ -102,23 +101,14 @@ impl Host {
 
     /// The same for all destinations of a family.
     async fn all_blackholes(&self, of: AddressFamily) -> Result<Vec<RouteMessage>, HostError> {
-        let mut message = RouteMessage::default();
-        message.header.address_family = of;
-        message.header.table = RouteHeader::RT_TABLE_MAIN;
-        message.header.kind = RouteType::BlackHole;
-        let routes: Vec<RouteMessage> = self
-            .handle
-            .route()
-            .get(message)
-            .execute()
-            .try_collect()
-            .await
-            .map_err(|error| failed("listing the blackhole routes".into(), error))?;
+        let mut filter = RouteMessage::default();
+        filter.header.address_family = of;
+        filter.header.kind = RouteType::BlackHole;
+        let routes = self.dump_main_table(filter, "listing the blackhole routes").await?;
         Ok(routes
             .into_iter()
             .filter(|route| {
-                in_main_table(route)
-                    && route.header.address_family == of
+                route.header.address_family == of
                     && route.header.kind == RouteType::BlackHole
                     && route.header.protocol == RouteProtocol::Boot
             })

@@ -156,18 +156,23 @@ impl Host {
         &self,
         through: Option<u32>,
     ) -> Result<Vec<RouteMessage>, HostError> {
-        let mut message = RouteMessage::default();
-        message.header.address_family = AddressFamily::Inet;
-        message.header.table = RouteHeader::RT_TABLE_MAIN;
-        message.attributes.extend(through.map(RouteAttribute::Oif));
-        let routes: Vec<RouteMessage> = self
-            .handle
-            .route()
-            .get(message)
-            .execute()
-            .try_collect()
-            .await
-            .map_err(|error| failed("listing the routes".into(), error))?;
+        let mut filter = RouteMessage::default();
+        filter.header.address_family = AddressFamily::Inet;
+        filter.attributes.extend(through.map(RouteAttribute::Oif));
+        self.dump_main_table(filter, "listing the routes").await
+    }
+
+    /// Routes of the main table. `filter` says which: that much the kernel may do, or not (see
+    /// [`Host::open`]); `asked` is what failed if it cannot be asked.
+    pub(super) async fn dump_main_table(
+        &self,
+        mut filter: RouteMessage,
+        asked: &str,
+    ) -> Result<Vec<RouteMessage>, HostError> {
+        filter.header.table = RouteHeader::RT_TABLE_MAIN;
+        let dump = self.handle.route().get(filter).execute();
+        let routes: Vec<RouteMessage> =
+            dump.try_collect().await.map_err(|error| failed(asked.into(), error))?;
         Ok(routes.into_iter().filter(in_main_table).collect())
     }
 
@@ -203,7 +208,7 @@ pub(super) fn out_link(route: &RouteMessage) -> Option<(u32, Option<IpAddr>)> {
     Some((index?, gateway))
 }
 
-pub(super) fn in_main_table(route: &RouteMessage) -> bool {
+fn in_main_table(route: &RouteMessage) -> bool {
     // RTA_TABLE, where present, is the whole number; the header holds only its low byte.
     let table = route.attributes.iter().find_map(|attribute| match attribute {
         RouteAttribute::Table(table) => Some(*table),
