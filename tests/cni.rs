@@ -15,8 +15,7 @@ use serde_json::{Value, json};
 use support::cni::{
     Answer, FLANNEL, OUR_PLUGINS, PLUGINS, Runtime, address, error, plugins_or_skip, run,
 };
-use support::daemon::{Daemon, PATIENCE};
-use support::lab::Lab;
+use support::lab::{CONFIG, Lab, LabHost};
 use support::netns::Netns;
 use support::root_or_skip;
 use support::traffic::{End, ping, tcp_transfer, udp_exchange};
@@ -28,26 +27,13 @@ fn alone(variables: &[(&str, &str)], config: &str) -> Answer {
     run(command, config)
 }
 
-fn start_daemons(lab: &Lab) -> Vec<Daemon> {
-    let store = lab.store_dir(r#"{"Network":"172.7.0.0/16","Backend":{"Type":"udp"}}"#);
-    let args = ["--store-dir", store.to_str().unwrap()];
-    let daemons: Vec<_> = lab.hosts().iter().map(|host| host.spawn_daemon(&args, &[])).collect();
-    for (daemon, host) in daemons.iter().zip(lab.hosts()) {
-        daemon.wait_ready();
-        for peer in lab.hosts().iter().filter(|peer| peer.address != host.address) {
-            daemon.wait_log(&format!("at {} is up", peer.address), PATIENCE);
-        }
-    }
-    daemons
-}
-
 #[test]
 fn pods_of_three_hosts_talk_and_are_checked() {
     if !plugins_or_skip("pods_of_three_hosts_talk_and_are_checked") {
         return;
     }
     let lab = Lab::new(3);
-    let _daemons = start_daemons(&lab);
+    let _daemons = lab.start_overlay(&lab.store_dir(CONFIG), |_| vec![]);
     let mut runtimes: Vec<_> = lab.hosts().iter().map(Runtime::new).collect();
     let pods: Vec<_> = (0..3).map(|number| Netns::new(&format!("pod{number}"))).collect();
     let mut results = Vec::new();
@@ -113,43 +99,57 @@ fn pods_of_three_hosts_talk_and_are_checked() {
     }
 }
 
-/// On each of three hosts fifty pods are added, deleted and added again at once, and in the end
-/// deleted at once; flannel's default of masquerading by the bridge plugin is on.
+/// On three hosts at once, each with fifty pods, ten of them at a time: pods are added, deleted and
+/// added again, and in the end all are deleted. flannel's default of masquerading by the bridge
+/// plugin is on.
 #[test]
 fn fifty_pods_on_each_host_come_and_go_at_once() {
     if !plugins_or_skip("fifty_pods_on_each_host_come_and_go_at_once") {
         return;
     }
     let lab = Lab::new(3);
-    let _daemons = start_daemons(&lab);
-    for host in lab.hosts() {
-        let runtime = Runtime::new(host);
-        let pods: Vec<_> = (0..50)
-            .map(|number| (format!("c{number}"), Netns::new(&format!("pod{number}"))))
-            .collect();
-        let at_once = |work: &(dyn Fn(&str, &Netns) -> Value + Sync)| -> Vec<Value> {
-            std::thread::scope(|scope| {
-                let threads: Vec<_> =
-                    pods.iter().map(|(id, pod)| scope.spawn(move || work(id, pod))).collect();
-                threads.into_iter().map(|thread| thread.join().unwrap()).collect()
-            })
-        };
-        let results = at_once(&|id, pod| {
-            runtime.add(id, pod).unwrap();
-            runtime.del(id, pod).unwrap();
-            runtime.add(id, pod).unwrap()
-        });
-        let addresses: BTreeSet<_> = results.iter().map(|r| address(r).to_string()).collect();
-        assert_eq!(addresses.len(), 50, "an address was given twice: {addresses:?}");
-        assert_eq!(runtime.addresses(), addresses);
-        let ids = pods.iter().map(|(id, _)| format!("{id}:eth0")).collect();
-        assert_eq!(runtime.state(), ids);
-        assert_eq!(runtime.links().len(), 50);
-        let masquerades = |rule: &&String| rule.ends_with("-j MASQUERADE");
-        assert_eq!(runtime.rules().iter().filter(masquerades).count(), 50);
+    let _daemons = lab.start_overlay(&lab.store_dir(CONFIG), |_| vec![]);
+    std::thread::scope(|scope| {
+        for host in lab.hosts() {
+            scope.spawn(|| fifty_pods_come_and_go(host));
+        }
+    });
+}
 
-        at_once(&|id, pod| runtime.del(id, pod).unwrap());
-        runtime.assert_nothing_left();
+fn fifty_pods_come_and_go(host: &LabHost) {
+    let runtime = Runtime::new(host);
+    let pods: Vec<_> =
+        (0..50).map(|number| (format!("c{number}"), Netns::new(&format!("pod{number}")))).collect();
+    let ten_at_once = |work: &(dyn Fn(&str, &Netns) -> Value + Sync)| -> Vec<Value> {
+        std::thread::scope(|scope| {
+            let work = |share: &[(String, Netns)]| -> Vec<Value> {
+                share.iter().map(|(id, pod)| work(id, pod)).collect()
+            };
+            let threads: Vec<_> = pods
+                .chunks(pods.len() / 10)
+                .map(|share| scope.spawn(move || work(share)))
+                .collect();
+            threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+        })
+    };
+    let results = ten_at_once(&|id, pod| {
+        runtime.add(id, pod).unwrap();
+        runtime.del(id, pod).unwrap();
+        runtime.add(id, pod).unwrap()
+    });
+    let addresses: BTreeSet<_> = results.iter().map(|r| address(r).to_string()).collect();
+    assert_eq!(addresses.len(), 50, "an address was given twice: {addresses:?}");
+    assert_eq!(runtime.addresses(), addresses);
+    let ids = pods.iter().map(|(id, _)| format!("{id}:eth0")).collect();
+    assert_eq!(runtime.state(), ids);
+    assert_eq!(runtime.links().len(), 50);
+    let masquerades = |rule: &&String| rule.ends_with("-j MASQUERADE");
+    assert_eq!(runtime.rules().iter().filter(masquerades).count(), 50);
+
+    ten_at_once(&|id, pod| runtime.del(id, pod).unwrap());
+    runtime.assert_nothing_left();
+    for (_, pod) in &pods {
+        assert_eq!(pod.ip("-o link").lines().count(), 1, "only lo is left");
     }
 }
 

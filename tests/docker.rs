@@ -6,16 +6,15 @@
 mod support;
 
 use std::fs::{self, File};
-use std::io::Write;
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 use support::daemon::PATIENCE;
-use support::lab::{Lab, LabHost};
-use support::root_or_skip;
+use support::lab::{CONFIG, Lab, LabHost};
 use support::traffic::Noise;
+use support::{root_or_skip, skip};
 
 const MK_DOCKER_OPTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/mk-docker-opts.sh");
 
@@ -31,10 +30,8 @@ fn docker_or_skip(test: &str) -> bool {
     let is_static = works("command -v busybox && ! ldd \"$(command -v busybox)\"");
     let missing = missing.or_else(|| (!is_static).then_some("a static busybox"));
     if let Some(missing) = missing {
-        let text = format!(
-            "SKIPPED {test}: needs {missing} (apt-get install docker.io busybox-static iptables)\n"
-        );
-        let _ = std::io::stderr().write_all(text.as_bytes());
+        let packages = "(apt-get install docker.io busybox-static iptables)";
+        skip(test, &format!("{missing} {packages}"));
     }
     missing.is_none() && root_or_skip(test)
 }
@@ -51,11 +48,10 @@ impl<'a> Docker<'a> {
     fn start(host: &'a LabHost) -> Self {
         let dir = host.dir.join("docker");
         fs::create_dir(&dir).unwrap();
-        // Docker would masquerade what goes to other hosts' containers, too: see `forward`.
         let options = host
             .netns
             .command(MK_DOCKER_OPTS)
-            .args(["-c", "-m", "-f"])
+            .args(["-c", "-f"])
             .arg(host.subnet_file())
             .arg("-d")
             .arg(dir.join("options"))
@@ -66,7 +62,7 @@ impl<'a> Docker<'a> {
         let notify = UnixDatagram::bind(dir.join("notify")).unwrap();
         notify.set_read_timeout(Some(PATIENCE)).unwrap();
         let log = File::create(dir.join("log")).unwrap();
-        let script = "set -e; . ./options; exec dockerd $DOCKER_OPTS --ip-masq=false \
+        let script = "set -e; . ./options; exec dockerd $DOCKER_OPTS \
                       --data-root=$PWD/data --exec-root=$PWD/exec --pidfile=$PWD/pid \
                       --host=unix://$PWD/socket --storage-driver=vfs";
         // Not `ip netns exec`, which hides the cgroups.
@@ -87,20 +83,6 @@ impl<'a> Docker<'a> {
             if message[..length].starts_with(b"READY=1") {
                 return docker;
             }
-        }
-    }
-
-    /// Lets other hosts' containers in, and masquerades only what leaves the overlay: what the
-    /// README asks of the host's administrator.
-    fn forward(&self) {
-        let env = self.host.subnet_env();
-        let (network, subnet) = (&env["FLANNEL_NETWORK"], &env["FLANNEL_SUBNET"]);
-        for rule in [
-            format!("-A FORWARD -s {network} -j ACCEPT"),
-            format!("-A FORWARD -d {network} -j ACCEPT"),
-            format!("-t nat -A POSTROUTING -s {subnet} ! -d {network} -j MASQUERADE"),
-        ] {
-            self.host.netns.exec(&format!("iptables {rule}"));
         }
     }
 
@@ -152,13 +134,8 @@ fn containers_of_two_docker_hosts_talk() {
         return;
     }
     let lab = Lab::new(2);
-    let store = lab.store_dir(r#"{"Network":"172.7.0.0/16","Backend":{"Type":"udp"}}"#);
-    let args = ["--store-dir", store.to_str().unwrap()];
-    let daemons = [0, 1].map(|host| lab.host(host).spawn_daemon(&args, &[]));
-    for (daemon, peer) in daemons.iter().zip([1, 0]) {
-        daemon.wait_ready();
-        daemon.wait_log(&format!("at {} is up", lab.host(peer).address), PATIENCE);
-    }
+    // The daemon masquerades, so that Docker does not: it would hide containers from each other.
+    let _daemons = lab.start_overlay(&lab.store_dir(CONFIG), |_| vec!["--ip-masq"]);
 
     // An image of busybox, which is static, and a file that does not fit into one packet.
     let image = lab.host(0).dir.join("image");
@@ -175,7 +152,6 @@ fn containers_of_two_docker_hosts_talk() {
 
     let dockers = [0, 1].map(|host| Docker::start(lab.host(host)));
     let addresses = dockers.each_ref().map(|docker| {
-        docker.forward();
         docker.run(&["import", tar.to_str().unwrap(), "box"]);
         docker.serve()
     });

@@ -10,11 +10,9 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use support::daemon::{Daemon, PATIENCE};
-use support::lab::{Lab, LinkModel};
+use support::lab::{CONFIG, Lab, LinkModel};
 use support::root_or_skip;
 use support::traffic::{ping, tcp_transfer, udp_exchange};
-
-const CONFIG: &str = r#"{"Network":"172.7.0.0/16","Backend":{"Type":"udp"}}"#;
 
 /// Hosts with one pod each, on a directory store, that know each other.
 struct Overlay {
@@ -29,35 +27,13 @@ impl Overlay {
 
     /// `args` gives each host's flags beside the store and what the lab sets.
     fn with_lab<'a>(mut lab: Lab, args: impl Fn(usize) -> Vec<&'a str>) -> Overlay {
-        let store = lab.store_dir(CONFIG);
-        let store = store.to_str().unwrap();
-        let hosts = lab.hosts().len();
-        let daemons: Vec<Daemon> = (0..hosts)
-            .map(|host| {
-                let mut all = vec!["--store-dir", store];
-                all.extend(args(host));
-                lab.host(host).spawn_daemon(&all, &[])
-            })
-            .collect();
-        for daemon in &daemons {
-            daemon.wait_ready();
-        }
-        for (host, daemon) in daemons.iter().enumerate() {
-            lab.host_mut(host).add_pod();
-            for peer in lab.hosts().iter().filter(|peer| peer.address != lab.host(host).address) {
-                daemon.wait_log(&format!("at {} is up", peer.address), PATIENCE);
-            }
-        }
+        let daemons = lab.start_overlay(&lab.store_dir(CONFIG), args);
+        lab.add_pods();
         Overlay { lab, daemons }
     }
 
     fn pod(&self, host: usize) -> support::traffic::End<'_> {
         self.lab.host(host).pod(0).end()
-    }
-
-    /// The base of a host's subnet: the address of its flannel0.
-    fn tunnel_address(&self, host: usize) -> Ipv4Addr {
-        Ipv4Addr::from_bits(self.lab.host(host).pod(0).address.to_bits() & 0xFFFF_FF00)
     }
 
     /// Stops the daemons; returns their logs.
@@ -109,7 +85,7 @@ fn three_hosts_carry_every_kind_of_traffic() {
         exercise(&overlay, a, b, 20_000_000);
     }
     // Host to host, through the tunnel's own addresses.
-    ping(&overlay.lab.host(0).netns, overlay.tunnel_address(1), 2, "").unwrap();
+    ping(&overlay.lab.host(0).netns, overlay.lab.host(1).tunnel().address, 2, "").unwrap();
     for log in overlay.stop() {
         for direction in ["egress", "ingress"] {
             for drop in ["malformed", "kernel_refused", "too_big", "truncated", "foreign_source"] {
@@ -329,7 +305,8 @@ fn the_kernel_is_told_what_cannot_be_carried() {
 
     // One hop costs two: the daemons' own decrements, between those of the two kernels.
     let far = overlay.pod(1).address;
-    for (ttl, from) in [(2, overlay.tunnel_address(0)), (3, overlay.tunnel_address(1))] {
+    for (ttl, host) in [(2, 0), (3, 1)] {
+        let from = overlay.lab.host(host).tunnel().address;
         let output = pod.netns.try_exec(&format!("ping -n -c 1 -W 5 -t {ttl} {far}"));
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(

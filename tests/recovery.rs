@@ -10,11 +10,9 @@ use std::net::SocketAddrV4;
 use etcd_client::{CompactionOptions, GetOptions};
 use support::daemon::{Daemon, PATIENCE};
 use support::etcd::{Etcd, PREFIX, Security, etcd_or_skip};
-use support::lab::Lab;
+use support::lab::{CONFIG, Lab};
 use support::traffic::{ping, tcp_transfer};
 use support::{relay, root_or_skip};
-
-const CONFIG: &str = r#"{"Network":"172.7.0.0/16","Backend":{"Type":"udp"}}"#;
 
 struct Cluster {
     etcd: Etcd,

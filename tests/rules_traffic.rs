@@ -8,9 +8,9 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddrV4, UdpSocket};
 
 use socket2::SockRef;
 use support::daemon::{Daemon, PATIENCE};
-use support::lab::Lab;
+use support::lab::{CONFIG, Lab};
 use support::root_or_skip;
-use support::rules::{CONFIG, Kind, Toolbox, tools_or_skip, wait_for};
+use support::rules::{Kind, Toolbox, tools_or_skip, wait_for};
 use support::traffic::{End, ping, tcp_transfer, udp_exchange};
 
 /// Two hosts of an overlay with a pod each, and a third host that is not part of it.
@@ -35,8 +35,7 @@ impl Neighbours {
         }
         // The network around knows where the pods are, so that only rules decide what is seen.
         for host in 0..2 {
-            let gateway = lab.host(host).address;
-            let subnet = tunnel_address(lab.host(host).pod(0).address);
+            let (gateway, subnet) = (lab.host(host).address, lab.host(host).tunnel().address);
             lab.host(2).netns.ip(&format!("route add {subnet}/24 via {gateway}"));
         }
         Self { lab, daemons, _toolbox: toolbox }
@@ -52,7 +51,7 @@ impl Neighbours {
 
     /// A host by its address on flannel0.
     fn tunnel(&self, host: usize) -> End<'_> {
-        End { address: tunnel_address(self.pod(host).address), ..self.host(host) }
+        self.lab.host(host).tunnel()
     }
 
     /// The host outside of the overlay.
@@ -66,10 +65,6 @@ impl Neighbours {
             assert_eq!(ended.status.code(), Some(0), "{}", ended.log);
         }
     }
-}
-
-fn tunnel_address(pod: Ipv4Addr) -> Ipv4Addr {
-    Ipv4Addr::from_bits(pod.to_bits() & 0xFFFF_FF00)
 }
 
 /// The source that `to` sees in a datagram of `from`.

@@ -11,10 +11,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use support::daemon::{Daemon, PATIENCE};
-use support::lab::Lab;
+use support::lab::{CONFIG, Lab};
 use support::root_or_skip;
-
-const CONFIG: &str = r#"{"Network":"172.7.0.0/16","Backend":{"Type":"udp"}}"#;
 
 /// The daemon's exit code and the last line that it logged, of a start that must fail.
 fn refused(daemon: Daemon) -> (Option<i32>, String) {

@@ -3,17 +3,12 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-#[path = "support/etcd.rs"]
-mod etcd;
-#[path = "support/events.rs"]
-mod events;
+mod support;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use etcd::{Etcd, PREFIX, Security, etcd_or_skip};
 use etcd_client::PutOptions;
-use events::{attrs, end, holders, names, next, snapshot, subnet, until};
 use flanneld::config::NetworkConfig;
 use flanneld::subnet::directory::DirectoryStore;
 use flanneld::subnet::keeper::acquire::{AcquireError, acquire, acquire_with_retry};
@@ -21,6 +16,8 @@ use flanneld::subnet::lease::{Expiry, Lease, LeaseAttrs};
 use flanneld::subnet::store::{LEASE_TTL, StoreError, SubnetStore, WatchEvent};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
+use support::etcd::{Etcd, PREFIX, Security, etcd_or_skip};
+use support::events::{PATIENCE, attrs, end, holders, names, next, snapshot, subnet, until};
 use tempfile::TempDir;
 
 const CONFIG: &str = r#"{"Network":"10.5.0.0/16"}"#;
@@ -506,7 +503,7 @@ async fn thirty_hosts_at_once_get_thirty_subnets(f: &Fixture) {
         .collect();
     let mut won = Vec::new();
     for task in tasks {
-        won.push(tokio::time::timeout(events::PATIENCE, task).await.unwrap().unwrap());
+        won.push(tokio::time::timeout(PATIENCE, task).await.unwrap().unwrap());
     }
     won.sort();
     won.dedup();

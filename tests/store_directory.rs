@@ -3,22 +3,19 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-#[path = "support/events.rs"]
-mod events;
-#[path = "support/keeping.rs"]
-mod keeping;
+mod support;
 
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use events::{attrs, end, next, snapshot, subnet, until};
 use flanneld::subnet::directory::DirectoryStore;
 use flanneld::subnet::keeper::{Timing, Update};
 use flanneld::subnet::lease::{Expiry, Lease};
 use flanneld::subnet::store::{LEASE_TTL, StoreError, SubnetStore, WatchEvent};
-use keeping::{Host, TIMING};
+use support::events::{PATIENCE, attrs, end, next, snapshot, subnet, until};
+use support::keeping::{Host, TIMING};
 
 const CONFIG: &str = r#"{"Network":"10.5.0.0/16"}"#;
 
@@ -99,7 +96,7 @@ async fn expired_leases_are_cleared_away() {
     assert!(matches!(renewed, Err(StoreError::Lost { .. })), "{renewed:?}");
     let mut watch = store.watch();
     assert_eq!(snapshot(&mut watch).await, Vec::<String>::new());
-    let deadline = Instant::now() + events::PATIENCE;
+    let deadline = Instant::now() + PATIENCE;
     while file.exists() {
         assert!(Instant::now() < deadline, "{} is not cleared away", file.display());
         tokio::time::sleep(Duration::from_millis(10)).await;

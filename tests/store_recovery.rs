@@ -3,25 +3,20 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-#[path = "support/etcd.rs"]
-mod etcd;
-#[path = "support/events.rs"]
-mod events;
-#[path = "support/keeping.rs"]
-mod keeping;
+mod support;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use etcd::{DeadEndpoint, Etcd, PREFIX, Security, USER, etcd_or_skip, make_certificates};
 use etcd_client::PutOptions;
-use events::{attrs, end, holders, names, next, snapshot, subnet, until};
 use flanneld::subnet::etcd::{EtcdConfig, EtcdStore, TlsFiles};
 use flanneld::subnet::keeper::acquire::{acquire_with_retry, wait_for_config};
 use flanneld::subnet::keeper::{Timing, Update};
 use flanneld::subnet::lease::{Expiry, Lease};
 use flanneld::subnet::store::{LEASE_TTL, StoreError, SubnetStore, WatchEvent};
-use keeping::{Host, TIMING};
+use support::etcd::{DeadEndpoint, Etcd, PREFIX, Security, USER, etcd_or_skip, make_certificates};
+use support::events::{PATIENCE, attrs, end, holders, names, next, snapshot, subnet, until};
+use support::keeping::{Host, TIMING};
 
 const CONFIG: &str = r#"{"Network":"10.5.0.0/16"}"#;
 
@@ -74,7 +69,7 @@ async fn a_store_that_is_not_up_yet_is_waited_for() {
     etcd.start_again().await;
     etcd.client().await.put(format!("{PREFIX}/config"), "not yet valid", None).await.unwrap();
     etcd.client().await.put(format!("{PREFIX}/config"), CONFIG, None).await.unwrap();
-    let lease = tokio::time::timeout(events::PATIENCE, waiting).await.unwrap().unwrap();
+    let lease = tokio::time::timeout(PATIENCE, waiting).await.unwrap().unwrap();
     let won = |l: &Lease| l.subnet == lease.subnet;
     until(&mut watch, |event| match event {
         WatchEvent::Put(l) if won(l) => Some(()),

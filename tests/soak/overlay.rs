@@ -18,11 +18,9 @@ use crate::report::{Handle, Outcome};
 use crate::stop::Stop;
 use crate::stream;
 use crate::support::daemon::{Daemon, PATIENCE};
-use crate::support::lab::{Lab, LinkModel};
+use crate::support::lab::{CONFIG, Lab, LinkModel};
 use crate::support::netns::Netns;
 use crate::support::traffic::{End, ping};
-
-const CONFIG: &str = r#"{"Network":"172.7.0.0/16","Backend":{"Type":"udp"}}"#;
 
 const HOSTS: u8 = 3;
 
@@ -46,18 +44,8 @@ impl Overlay {
     pub(crate) fn new(model: LinkModel) -> Overlay {
         let mut lab = Lab::with_links(HOSTS, 1500, model);
         let store = lab.store_dir(CONFIG);
-        let args = ["--store-dir", store.to_str().unwrap()];
-        let daemons: Vec<Daemon> =
-            lab.hosts().iter().map(|host| host.spawn_daemon(&args, &[])).collect();
-        for daemon in &daemons {
-            daemon.wait_ready();
-        }
-        for (host, daemon) in daemons.iter().enumerate() {
-            lab.host_mut(host).add_pod();
-            for peer in lab.hosts().iter().filter(|peer| peer.address != lab.host(host).address) {
-                daemon.wait_log(&format!("at {} is up", peer.address), PATIENCE);
-            }
-        }
+        let daemons = lab.start_overlay(&store, |_| vec![]);
+        lab.add_pods();
         let mut overlay = Overlay { lab, store, daemons, log_lines: Vec::new() };
         for netns in overlay.namespaces() {
             // Echo sockets for root's group; and a client's port is free again after a second, or
@@ -85,10 +73,8 @@ impl Overlay {
     /// The ends of a flow: the two hosts' pods, or the hosts' own ends of the tunnel.
     pub(crate) fn ends(&self, (from, to): (usize, usize), pods: bool) -> [End<'_>; 2] {
         [from, to].map(|host| {
-            let pod = self.lab.host(host).pod(0).end();
-            // flannel0 has the base of the host's subnet.
-            let address = Ipv4Addr::from_bits(pod.address.to_bits() & 0xFFFF_FF00);
-            if pods { pod } else { End { netns: &self.lab.host(host).netns, address } }
+            let host = self.lab.host(host);
+            if pods { host.pod(0).end() } else { host.tunnel() }
         })
     }
 

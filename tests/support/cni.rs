@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::lab::LabHost;
 use super::netns::Netns;
-use super::root_or_skip;
+use super::{root_or_skip, skip};
 
 /// Our plugin.
 pub const FLANNEL: &str = env!("CARGO_BIN_EXE_flannel");
@@ -29,9 +29,7 @@ pub fn plugins_or_skip(test: &str) -> bool {
     let iptables = Command::new("iptables").arg("--version").output().is_ok();
     let found = iptables && plugins.iter().all(|plugin| plugin.exists());
     if !found {
-        let text =
-            format!("SKIPPED {test}: needs apt-get install iptables containernetworking-plugins\n");
-        let _ = std::io::stderr().write_all(text.as_bytes());
+        skip(test, "apt-get install iptables containernetworking-plugins");
     }
     found && root_or_skip(test)
 }

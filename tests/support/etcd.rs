@@ -1,6 +1,5 @@
 //! A real etcd of the test's own: on free loopback ports, with its data in a temporary directory.
 #![forbid(unsafe_code)]
-#![allow(dead_code, unreachable_pub, reason = "each test file uses a part of it")]
 
 use std::fs::{self, File};
 use std::net::TcpListener;
@@ -15,6 +14,8 @@ use rcgen::{
     KeyUsagePurpose,
 };
 use tempfile::TempDir;
+
+use super::skip;
 
 /// What flannel's keys begin with unless told otherwise.
 pub const PREFIX: &str = "/coreos.com/network";
@@ -47,7 +48,7 @@ pub struct Etcd {
 pub fn etcd_or_skip(test: &str) -> bool {
     let found = Command::new("etcd").arg("--version").stdout(Stdio::null()).status().is_ok();
     if !found {
-        eprintln!("SKIPPED {test}: needs etcd (apt-get install etcd-server)");
+        skip(test, "etcd (apt-get install etcd-server)");
     }
     found
 }

@@ -1,6 +1,5 @@
 //! Waiting for what a watch reports.
 #![forbid(unsafe_code)]
-#![allow(dead_code, unreachable_pub, reason = "each test file uses a part of it")]
 
 use std::time::Duration;
 

@@ -1,6 +1,5 @@
 //! A host that holds a lease and keeps it.
 #![forbid(unsafe_code)]
-#![allow(dead_code, unreachable_pub, reason = "each test file uses a part of it")]
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +10,7 @@ use flanneld::subnet::lease::Lease;
 use flanneld::subnet::store::{LEASE_TTL, SubnetStore, WatchEvent};
 use tokio::sync::mpsc;
 
-use crate::events::{attrs, until};
+use super::events::{attrs, until};
 
 /// A day, renewed an hour before its end.
 pub const TIMING: Timing = Timing { ttl: LEASE_TTL, margin: Duration::from_secs(3600) };

@@ -5,18 +5,21 @@
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use ipnet::Ipv4Net;
 use tempfile::TempDir;
 
-use super::daemon::Daemon;
+use super::daemon::{Daemon, PATIENCE};
 use super::netns::Netns;
 use super::traffic::End;
 
 /// The overlay network of every lab, as in the usual tutorial. Daemons draw their subnets from its
 /// first hundred, so leases that a test makes by hand lie above 172.7.100.0.
 pub const NETWORK: &str = "172.7.0.0/16";
+
+/// The network's config, as in the same tutorial.
+pub const CONFIG: &str = r#"{"Network":"172.7.0.0/16","Backend":{"Type":"udp"}}"#;
 
 /// How the hosts' links treat large buffers (facts/measured.md).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -103,6 +106,34 @@ impl Lab {
         std::fs::write(store.join("config"), config).expect("/tmp works");
         store
     }
+
+    /// Starts a daemon on every host, on the directory `store` and with the flags that `args`
+    /// gives the host of each number. Returns when all are ready and know each other.
+    pub fn start_overlay<'a>(
+        &self,
+        store: &Path,
+        args: impl Fn(usize) -> Vec<&'a str>,
+    ) -> Vec<Daemon> {
+        let store = format!("--store-dir={}", store.display());
+        let start = |(number, host): (usize, &LabHost)| {
+            host.spawn_daemon(&[vec![store.as_str()], args(number)].concat(), &[])
+        };
+        let daemons: Vec<Daemon> = self.hosts.iter().enumerate().map(start).collect();
+        for (host, daemon) in self.hosts.iter().zip(&daemons) {
+            daemon.wait_ready();
+            for peer in self.hosts.iter().filter(|peer| peer.address != host.address) {
+                daemon.wait_log(&format!("at {} is up", peer.address), PATIENCE);
+            }
+        }
+        daemons
+    }
+
+    /// Adds a pod to every host; see [`LabHost::add_pod`].
+    pub fn add_pods(&mut self) {
+        for host in &mut self.hosts {
+            host.add_pod();
+        }
+    }
 }
 
 impl LabHost {
@@ -141,6 +172,17 @@ impl LabHost {
             .collect()
     }
 
+    /// A variable of `subnet.env` that must be there.
+    fn variable(&self, key: &str) -> String {
+        let value = self.subnet_env().remove(key);
+        value.unwrap_or_else(|| panic!("no {key} in {:?}", self.subnet_file()))
+    }
+
+    /// The bridge's address with the length of the host's subnet.
+    fn bridge(&self) -> Ipv4Net {
+        self.variable("FLANNEL_SUBNET").parse().expect("FLANNEL_SUBNET is a subnet")
+    }
+
     /// Starts the daemon with `--subnet-file`, `--public-ip` and `--iface` of this host and
     /// whatever `args` adds: the store at least.
     pub fn spawn_daemon(&self, args: &[&str], env: &[(&str, &str)]) -> Daemon {
@@ -156,12 +198,7 @@ impl LabHost {
     /// Adds a pod, as a container runtime would from `subnet.env`: the bridge `cni0` holds
     /// `FLANNEL_SUBNET` with the MTU `FLANNEL_MTU`, pods get the addresses after the bridge's.
     pub fn add_pod(&mut self) -> &Pod {
-        let env = self.subnet_env();
-        let wanted = |key: &str| {
-            env.get(key).unwrap_or_else(|| panic!("no {key} in {:?}", self.subnet_file()))
-        };
-        let (subnet, mtu) = (wanted("FLANNEL_SUBNET"), wanted("FLANNEL_MTU"));
-        let bridge: Ipv4Net = subnet.parse().expect("FLANNEL_SUBNET is a subnet");
+        let (bridge, mtu) = (self.bridge(), self.variable("FLANNEL_MTU"));
         if self.pods.is_empty() {
             self.netns.ip("link add cni0 type bridge");
             self.netns.ip(&format!("link set cni0 mtu {mtu} up"));
@@ -189,6 +226,12 @@ impl LabHost {
     /// The host as an end of traffic.
     pub fn end(&self) -> End<'_> {
         End { netns: &self.netns, address: self.address }
+    }
+
+    /// The host as an end of traffic by its own end of the tunnel: `flannel0` has the base of the
+    /// host's subnet.
+    pub fn tunnel(&self) -> End<'_> {
+        End { netns: &self.netns, address: self.bridge().network() }
     }
 }
 

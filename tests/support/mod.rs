@@ -16,6 +16,8 @@
 pub mod cni;
 pub mod daemon;
 pub mod etcd;
+pub mod events;
+pub mod keeping;
 pub mod lab;
 pub mod netns;
 pub mod relay;
@@ -24,13 +26,18 @@ pub mod traffic;
 
 use std::io::Write;
 
-/// Whether the test may run. Says so loudly if not: past libtest's capture, which would swallow
-/// the line of a passing test.
+/// Says loudly that a test is not run, and what it `needs`: past libtest's capture, which would
+/// swallow the line of a passing test.
+pub fn skip(test: &str, needs: &str) {
+    // In one piece: other tests write at the same time.
+    let _ = std::io::stderr().write_all(format!("SKIPPED {test}: needs {needs}\n").as_bytes());
+}
+
+/// Whether the test may run. Says so loudly if not.
 pub fn root_or_skip(test: &str) -> bool {
     let root = rustix::process::geteuid().is_root();
     if !root {
-        // In one piece: other tests write at the same time.
-        let _ = std::io::stderr().write_all(format!("SKIPPED {test}: needs root\n").as_bytes());
+        skip(test, "root");
     }
     root
 }

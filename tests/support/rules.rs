@@ -1,7 +1,6 @@
 //! What the tests of the traffic rules share: which tools the daemon finds, and what they show.
 #![forbid(unsafe_code)]
 
-use std::io::Write;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -9,12 +8,11 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use super::daemon::PATIENCE;
+use super::lab::CONFIG;
 use super::netns::Netns;
+use super::skip;
 
-/// A network config for iptables.
-pub const CONFIG: &str = r#"{"Network":"172.7.0.0/16","Backend":{"Type":"udp"}}"#;
-
-/// The same for nftables.
+/// [`CONFIG`] for nftables.
 pub const CONFIG_NFTABLES: &str =
     r#"{"Network":"172.7.0.0/16","EnableNFTables":true,"Backend":{"Type":"udp"}}"#;
 
@@ -52,9 +50,7 @@ const TOOLS: [&str; 5] =
 pub fn tools_or_skip(test: &str) -> bool {
     let missing: Vec<&str> = TOOLS.into_iter().filter(|tool| find(tool).is_none()).collect();
     if !missing.is_empty() {
-        // In one piece and past libtest's capture, as `root_or_skip`.
-        let line = format!("SKIPPED {test}: needs {}\n", missing.join(", "));
-        let _ = std::io::stderr().write_all(line.as_bytes());
+        skip(test, &missing.join(", "));
     }
     missing.is_empty()
 }
