@@ -42,7 +42,7 @@ Compare two builds:
     parser.add_argument("--models", type=words, metavar="MODEL,…", default=list(MODELS),
                         help=f"link models: {','.join(MODELS)}")
     parser.add_argument("--pods", action="store_true",
-                        help="measure pod to pod through bridges as well as host to host")
+                        help="measure pod to pod, added by the CNI plugin, as well as host to host")
     parser.add_argument("--flanneld", action="append", default=[], metavar="[NAME=]PATH",
                         help="measure this binary instead of building one; may be repeated")
     parser.add_argument("--peer", action="append", default=[], metavar="PEER",
@@ -51,6 +51,7 @@ Compare two builds:
     parser.add_argument("--json", metavar="FILE", help="write all values there")
     parser.add_argument("--svg", metavar="FILE", help="draw a chart there")
     parser.add_argument("--traffic", required=True, metavar="PATH", help=argparse.SUPPRESS)
+    parser.add_argument("--plugin", metavar="PATH", help=argparse.SUPPRESS)
     given = parser.parse_args()
 
     binaries = dict(item.split("=", 1) if "=" in item else ("ours", item) for item in given.flanneld)
@@ -100,7 +101,8 @@ class Bench:
         """Two hosts for each system; all systems stay up, idle, while one is measured."""
         ends = ["host", "pod"] if self.given.pods else ["host"]
         every = {end: [m for item in items for m in MAIN_METRICS.get(item, [item])] for end in ends}
-        systems = self._set_up(model, self.makers, 2, self.given.pods, every)
+        plugin = self.given.plugin if self.given.pods else None
+        systems = self._set_up(model, self.makers, 2, plugin, every)
         works = {(name, end): Work(self.traffic, self.pace, system, *path(system, end))
                  for name, system in systems.items() for end in ends}
         for number in range(1, self.given.rounds + 1):
@@ -114,6 +116,12 @@ class Bench:
                     peak = system.peak_memory_mib()
                     if peak is not None:
                         self.results.add(Place(model, "host", name), number, {"memory": peak})
+        if plugin:
+            for name, system in systems.items():
+                try:
+                    system.world.delete_pods(plugin)
+                except (Failure, OSError) as failure:
+                    self._say(f"{name}: the pods could not be deleted: {failure}")
         self.lab.clear()
 
     def _many(self, model):
@@ -121,7 +129,7 @@ class Bench:
         daemons than a small machine has memory for."""
         variants = tuple(f"-{variant}" for variant in VARIANTS)
         makers = {name: make for name, make in self.makers.items() if not name.endswith(variants)}
-        systems = self._set_up(model, makers, max(MANY) + 1, False, {"host": MAIN_METRICS["peers"]})
+        systems = self._set_up(model, makers, max(MANY) + 1, None, {"host": MAIN_METRICS["peers"]})
         for number in range(1, self.given.rounds + 1):
             for count in MANY:
                 for name, system in systems.items():
@@ -131,13 +139,13 @@ class Bench:
                             self.traffic, self.pace, system, count))
         self.lab.clear()
 
-    def _set_up(self, model, makers, hosts, pods, metrics):
+    def _set_up(self, model, makers, hosts, plugin, metrics):
         systems = {}
         for name, make in makers.items():
             self._say(f"{model}: setting up {name} on {hosts} hosts")
             system = make()
             try:
-                system.start(World(self.lab, hosts, model), pods)
+                system.start(World(self.lab, hosts, model), plugin)
                 systems[name] = system
             except (Failure, OSError) as failure:
                 self._say(f"  FAILED: {failure}")

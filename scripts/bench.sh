@@ -8,18 +8,21 @@ set -euo pipefail
 source "$(dirname "$0")/lib.sh"
 
 bench=$ROOT/scripts/bench.py
-binary_given=no traffic_given=no
+binary_given=no traffic_given=no plugin_given=no pods=no
 for argument in "$@"; do
     case $argument in
         -h | --help) exec python3 "$bench" --help ;;
         --flanneld | --flanneld=*) binary_given=yes ;;
         --traffic | --traffic=*) traffic_given=yes ;;
+        --plugin | --plugin=*) plugin_given=yes ;;
+        --pods) pods=yes ;;
     esac
 done
 
 need_root "$@"
 install_missing ip:iproute2 bridge:iproute2 ethtool:ethtool sysctl:procps ping:iputils-ping \
     python3:python3
+[[ $pods == no ]] || install_missing /usr/lib/cni/bridge:containernetworking-plugins
 case " $* " in *[=\ ]flanneld=*) install_missing etcd:etcd-server etcdctl:etcd-client ;; esac
 case " $* " in *[=\ ]wireguard-go\ *) install_missing wireguard-go:wireguard-go wg:wireguard-tools ;; esac
 case " $* " in *[=\ ]nebula\ *) install_missing nebula-cert:nebula ;; esac
@@ -34,6 +37,10 @@ fi
 if [[ $binary_given == no ]]; then
     targets+=(--bin flanneld)
     built+=(--flanneld "ours=$ROOT/target/release/flanneld")
+fi
+if [[ $pods == yes && $plugin_given == no ]]; then
+    targets+=(--bin flannel)
+    built+=(--plugin "$ROOT/target/release/flannel")
 fi
 if [[ ${#targets[@]} -gt 0 ]]; then
     trap give_back EXIT

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Three hosts, three daemons, one overlay, on this machine: sudo scripts/demo.sh
 #
-# The hosts are network namespaces on one bridge, 10.4.7.21 to 23; each has a pod behind a bridge
-# that is set up from its subnet.env. The overlay is 172.7.0.0/16; its store is a directory.
+# The hosts are network namespaces on one bridge, 10.4.7.21 to 23; each has a pod that the CNI plugin
+# adds by the host's subnet.env. The overlay is 172.7.0.0/16; its store is a directory.
 # Nothing outside these namespaces is touched, and everything is removed at the end.
 set -Eeuo pipefail
 # shellcheck source=scripts/lib.sh
@@ -19,7 +19,7 @@ Usage: sudo scripts/demo.sh [--keep | --clean] [--binary FILE]
 
   --keep          leave everything running and say how to look around
   --clean         remove what --keep left, and do nothing else
-  --binary FILE   run this flanneld instead of building one
+  --binary FILE   run this flanneld, and the CNI plugin beside it, instead of building them
 END
 }
 
@@ -118,33 +118,29 @@ stop_daemon() {
 # value NUMBER KEY: one variable of a host's subnet.env
 value() { sed -n "s/^$2=//p" "$DIR/host$1/subnet.env"; }
 
-# The pod's address: the one after the bridge's.
-pod_address() {
-    local gateway
-    gateway=$(value "$1" FLANNEL_SUBNET)
-    gateway=${gateway%/*}
-    echo "${gateway%.*}.$((${gateway##*.} + 1))"
+# by_cni ADD|DEL NUMBER
+by_cni() {
+    "$ROOT/scripts/pod.sh" "$1" "${binary%/*}/flannel" "$(host "$2")" "$(pod "$2")" "$DIR/host$2"
 }
 
-make_pod() {
-    local number=$1 outer inner subnet mtu
-    outer=$(host "$number") inner=$(pod "$number")
-    subnet=$(value "$number" FLANNEL_SUBNET) mtu=$(value "$number" FLANNEL_MTU)
-    ip -n "$outer" link add cni0 type bridge
-    ip -n "$outer" link set cni0 mtu "$mtu" up
-    ip -n "$outer" addr add "$subnet" dev cni0
-    ip netns add "$inner"
-    ip -n "$inner" link set lo up
-    ip -n "$inner" link add eth0 mtu "$mtu" type veth peer name pod1 netns "$outer"
-    ip -n "$inner" addr add "$(pod_address "$number")/${subnet#*/}" dev eth0
-    ip -n "$inner" link set eth0 up
-    ip -n "$inner" route add default via "${subnet%/*}"
-    ip -n "$outer" link set pod1 mtu "$mtu" master cni0 up
+pod_address() { cat "$DIR/host$1/pod"; }
+
+add_pod() {
+    local number=$1
+    ip netns add "$(pod "$number")"
+    ip -n "$(pod "$number")" link set lo up
+    by_cni ADD "$number" >"$DIR/host$number/pod" || die "the CNI plugin did not add pod $number"
+    printf '  pod %s   %s\n' "$number" "$(pod_address "$number")"
+}
+
+delete_pod() {
+    by_cni DEL "$1" || die "the CNI plugin did not delete pod $1"
+    ip netns del "$(pod "$1")"
 }
 
 show_leases() {
     local number
-    printf '  %-18s %-12s %-10s %s\n' lease 'public IP' host 'pod address'
+    printf '  %-18s %-12s %s\n' lease 'public IP' host
     for number in "${HOSTS[@]}"; do
         local subnet key holder
         subnet=$(value "$number" FLANNEL_SUBNET)
@@ -152,7 +148,7 @@ show_leases() {
         holder=$(sed -n 's/.*"PublicIP":"\([^"]*\)".*/\1/p' "$DIR/store/subnets/$key") ||
             die "there is no lease $key in $DIR/store/subnets"
         [[ $holder == "10.4.7.$number" ]] || die "the lease $key belongs to '$holder', not to host $number"
-        printf '  %-18s %-12s %-10s %s\n' "$key" "$holder" "host $number" "$(pod_address "$number")"
+        printf '  %-18s %-12s %s\n' "$key" "$holder" "host $number"
     done
 }
 
@@ -167,9 +163,10 @@ ping_matrix() {
         printf '  %-10s' "pod $from"
         for to in "${HOSTS[@]}"; do
             wait_until 10 reachable "$from" "$to" || die "pod $from does not reach pod $to"
-            answer=$(inside "$(pod "$from")" ping -n -q -i 0.02 -c 10 -W 2 "$(pod_address "$to")") ||
-                die "pod $from does not reach pod $to"
-            [[ $answer == *' 0% packet loss'* ]] || die "pings from pod $from to pod $to are lost"
+            # Until ten answers came: without -w, ping does not wait long for the last one, which is
+            # late on a busy machine.
+            answer=$(inside "$(pod "$from")" ping -n -q -i 0.02 -c 10 -w 10 "$(pod_address "$to")") ||
+                die "pings from pod $from to pod $to are lost"
             printf '%12s' "$(sed -n 's|.*= [^/]*/\([^/]*\)/.*|\1|p' <<<"$answer")"
         done
         printf '\n'
@@ -246,7 +243,7 @@ done
 
 need_root "${arguments[@]}"
 install_missing ip:iproute2 ss:iproute2 sysctl:procps ping:iputils-ping iperf3:iperf3 socat:socat \
-    flock:util-linux
+    flock:util-linux /usr/lib/cni/bridge:containernetworking-plugins
 exec 9>/run/lock/$NAME
 flock -n 9 || die "another demo is running: wait for it, or end it with Ctrl-C"
 if [[ $clean_only == yes ]]; then
@@ -262,6 +259,7 @@ if [[ -z $binary ]]; then
     (cd "$ROOT" && cargo build --release --locked 9>&-) || die "the build failed"
     binary=$ROOT/target/release/flanneld
 fi
+[[ -x ${binary%/*}/flannel ]] || die "there is no CNI plugin flannel beside $binary"
 [[ -c /dev/net/tun ]] || die "there is no /dev/net/tun: load the module: modprobe tun"
 
 trap finish EXIT
@@ -297,8 +295,10 @@ wait_ready 23
 show_leases
 echo "  host 21 found 172.7.21.1/24 in its subnet.env and got it again"
 
-step "A pod on each host, set up from subnet.env; pinging pod to pod"
-for number in "${HOSTS[@]}"; do make_pod "$number"; done
+step "A pod on each host, added by the CNI plugin"
+for number in "${HOSTS[@]}"; do add_pod "$number"; done
+
+step "Pinging pod to pod"
 ping_matrix
 
 step "Throughput"
@@ -308,7 +308,8 @@ step "A file of $FILE_MIB MiB through the overlay"
 send_file
 
 if [[ $keep == no ]]; then
-    step "Stopping the daemons"
+    step "Deleting the pods, stopping the daemons"
+    for number in "${HOSTS[@]}"; do delete_pod "$number"; done
     for number in "${HOSTS[@]}"; do stop_daemon "$number"; done
     finished=yes
 fi

@@ -11,11 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PREFIX = "flanneld-bench"
+NETWORK = "172.7.0.0/16"
 FIRST_HOST = 21
 
 # As with a plain network card: the kernel cuts before the link and merges behind it.
 WIRE = "tso off tx-udp-segmentation off tx-udp_tnl-segmentation off gro on".split()
 MODELS = ("whole", "wire")
+
+POD_SCRIPT = Path(__file__).parents[1] / "pod.sh"
 
 
 class Failure(Exception):
@@ -50,6 +53,7 @@ class Host:
     number: int
     netns: str
     dir: Path
+    pod_address: str = ""
 
     @property
     def address(self):
@@ -64,12 +68,17 @@ class Host:
         return f"{self.overlay}/24"
 
     @property
-    def pod_address(self):
-        return f"172.7.{self.number}.2"
-
-    @property
     def pod_netns(self):
         return f"{self.netns}-pod"
+
+    @property
+    def subnet_file(self):
+        return self.dir / "subnet.env"
+
+    def write_subnet_env(self, mtu):
+        self.subnet_file.write_text(
+            f"FLANNEL_NETWORK={NETWORK}\nFLANNEL_SUBNET=172.7.{self.number}.1/24\n"
+            f"FLANNEL_MTU={mtu}\nFLANNEL_IPMASQ=false\n")
 
 
 class Lab:
@@ -147,17 +156,22 @@ class World:
             run(*inside(self.switch, "ethtool", "-K", port, *WIRE))
         return host
 
-    def add_pods(self, mtu):
-        """A pod behind a bridge on every host, as the container runtime sets it up."""
+    def add_pods(self, plugin, mtu):
+        """A pod on every host. Where no daemon wrote a subnet.env, it has this MTU."""
         for host in self.hosts:
-            gateway = f"172.7.{host.number}.1"
+            if not host.subnet_file.exists():
+                host.write_subnet_env(mtu)
             make_namespace(host.pod_netns)
-            batch(host.netns, "link add cni0 type bridge", f"link set cni0 mtu {mtu} up",
-                  f"addr add {gateway}/24 dev cni0",
-                  f"link add pod type veth peer name eth0 netns {host.pod_netns}",
-                  f"link set pod mtu {mtu} master cni0 up")
-            batch(host.pod_netns, f"addr add {host.pod_address}/24 dev eth0",
-                  f"link set eth0 mtu {mtu} up", f"route add default via {gateway}")
+            host.pod_address = by_cni("ADD", plugin, host).strip()
+
+    def delete_pods(self, plugin):
+        for host in self.hosts:
+            by_cni("DEL", plugin, host)
+
+
+def by_cni(command, plugin, host):
+    """Has the CNI plugin add or delete the host's pod, as a container runtime would."""
+    return run(POD_SCRIPT, command, plugin, host.netns, host.pod_netns, host.dir)
 
 
 def batch(netns, *lines):

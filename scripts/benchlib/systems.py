@@ -4,9 +4,8 @@ import json
 import shutil
 import time
 
-from .lab import Failure, batch, inside, run
+from .lab import NETWORK, Failure, batch, inside, run
 
-NETWORK = "172.7.0.0/16"
 # Longer than a loaded machine takes for 64 daemons.
 PATIENCE_S = 60
 
@@ -22,16 +21,17 @@ class System:
         self.processes = []
         self.world = None
 
-    def start(self, world, pods):
-        """Sets everything up; returns when each host reaches the first one and back."""
+    def start(self, world, plugin):
+        """Sets everything up; returns when each host reaches the first one and back. With a CNI
+        plugin each host gets a pod."""
         self.world = world
         self.set_up(world)
-        if pods:
-            world.add_pods(self.mtu)
+        if plugin:
+            world.add_pods(plugin, self.mtu)
         first = world.hosts[0]
         for host in world.hosts[1:]:
             self._await_way(first.netns, self.address(host))
-            if pods:
+            if plugin:
                 self._await_way(first.pod_netns, host.pod_address)
 
     def set_up(self, world):
@@ -128,13 +128,10 @@ class Ours(System):
         self.take_mtu(world)
 
     def start_daemon(self, host, *store_and_flags):
-        subnet_file = host.dir / "subnet.env"
         # As an operator would who wants the host to have this subnet.
-        subnet_file.write_text(
-            f"FLANNEL_NETWORK={NETWORK}\nFLANNEL_SUBNET=172.7.{host.number}.1/24\n"
-            "FLANNEL_MTU=1472\nFLANNEL_IPMASQ=false\n")
+        host.write_subnet_env(1472)
         self.spawn(host, self.binary, *store_and_flags, "--public-ip", host.address,
-                   "--iface", "eth0", "--subnet-file", subnet_file)
+                   "--iface", "eth0", "--subnet-file", host.subnet_file)
 
     def take_mtu(self, world):
         """Waits for the leases; they must be the ones that were asked for."""
@@ -146,7 +143,7 @@ class Ours(System):
                     raise Failure(f"{self.name}: no lease {host.subnet} after {PATIENCE_S} s"
                                   f"{self._last_words()}")
                 time.sleep(0.02)
-        env = (world.hosts[0].dir / "subnet.env").read_text().split()
+        env = world.hosts[0].subnet_file.read_text().split()
         self.mtu = int(dict(line.split("=", 1) for line in env)["FLANNEL_MTU"])
 
 
