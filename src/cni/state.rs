@@ -8,6 +8,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde_json::{Map, Value};
 
@@ -18,6 +19,10 @@ use crate::subnet::env_file::replace;
 /// Who may read a delegate's configuration: it may hold whatever an operator wrote there.
 const FILE_MODE: u32 = 0o600;
 const DIRECTORY_MODE: u32 = 0o700;
+
+/// Writing a file takes far less: what is as old as this was left behind by a process that was
+/// killed.
+const UNFINISHED_AFTER: Duration = Duration::from_secs(600);
 
 /// The interface of containers whose file does not say: CRI runtimes call the first one so.
 const USUAL_INTERFACE: &str = "eth0";
@@ -41,11 +46,35 @@ impl State<'_> {
         self.0.join(format!("{}:{}", attachment.container_id, attachment.ifname))
     }
 
-    /// Remembers a configuration in one step.
+    /// Remembers a configuration in one step. Clears away what other writes left behind.
     pub(super) fn save(&self, attachment: &Attachment, delegate: &str) -> Result<(), Error> {
         let path = self.path(attachment);
         replace(&path, delegate.as_bytes(), FILE_MODE, DIRECTORY_MODE)
-            .map_err(|error| failed("write", &path, &error))
+            .map_err(|error| failed("write", &path, &error))?;
+        // Litter is no reason not to start a pod.
+        if let Err(error) = self.remove_unfinished() {
+            eprintln!("flannel: removing unfinished files of {}: {error}", self.0.display());
+        }
+        Ok(())
+    }
+
+    /// Removes files that [`replace`] began and that nobody will finish.
+    fn remove_unfinished(&self) -> io::Result<()> {
+        for entry in fs::read_dir(self.0)? {
+            let entry = entry?;
+            if !is_unfinished(&entry.file_name().to_string_lossy()) {
+                continue;
+            }
+            // One that has just been finished or removed is not there any more.
+            let Ok(modified) = entry.metadata().and_then(|file| file.modified()) else { continue };
+            if modified.elapsed().is_ok_and(|age| age >= UNFINISHED_AFTER) {
+                match fs::remove_file(entry.path()) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                    _ => {}
+                }
+            }
+        }
+        Ok(())
     }
 
     /// What is remembered of the attachment.
@@ -116,6 +145,14 @@ impl Saved {
             _ => Ok(()),
         }
     }
+}
+
+/// Whether [`replace`] names an attachment's file so until it is finished:
+/// `.CONTAINER:INTERFACE.xxxxxx`.
+fn is_unfinished(name: &str) -> bool {
+    let attachment =
+        name.strip_prefix('.').and_then(|name| name.rsplit_once('.')?.0.split_once(':'));
+    attachment.is_some_and(|(container_id, ifname)| Attachment::new(container_id, ifname).is_ok())
 }
 
 fn failed(verb: &str, path: &Path, error: &io::Error) -> Error {

@@ -1,5 +1,6 @@
 use std::collections::HashMap;
 use std::fs;
+use std::time::{Duration, SystemTime};
 
 use proptest::prelude::*;
 use serde_json::{Map, Value};
@@ -362,6 +363,32 @@ fn files_are_one_per_attachment_and_flannels_are_read() {
         assert!(saved.may_be_of(&listed, &listed) && !saved.may_be_of(&other, &listed));
         assert_eq!(saved.may_be_of(&b, &listed), listed == b || listed == a);
     }
+}
+
+#[test]
+fn files_that_a_kill_left_unfinished_go_with_the_next_pod() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = State(directory.path());
+    let files = [
+        (".c1:eth0.a1B2c3", 600, false),
+        (".c1.d:net1.7.a1B2c3", 86_400, false),
+        // Somebody may be at work.
+        (".c2:eth0.a1B2c3", 300, true),
+        // Not ours.
+        (".c1.a1B2c3", 86_400, true),
+        (".c1:eth0", 86_400, true),
+        ("c1:eth0.a1B2c3", 86_400, true),
+        ("c3:eth0", 86_400, true),
+    ];
+    for (name, age_s, _) in files {
+        let file = fs::File::create(directory.path().join(name)).unwrap();
+        file.set_modified(SystemTime::now() - Duration::from_secs(age_s)).unwrap();
+    }
+    state.save(&Attachment::new("c4", "eth0").unwrap(), "{}").unwrap();
+    for (name, _, stays) in files {
+        assert_eq!(directory.path().join(name).exists(), stays, "{name}");
+    }
+    assert!(directory.path().join("c4:eth0").exists());
 }
 
 #[test]
