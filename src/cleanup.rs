@@ -1,8 +1,7 @@
 //! `flanneld cleanup`: removes what a daemon left on this host, and says what that was.
 //!
-//! The kernel removes the device of a daemon that ended, and its routes, by itself, unless somebody
-//! made the device persistent. Rules, blackhole routes and files stay on purpose, for the next
-//! start; this is for hosts where there will be none.
+//! Device, routes, rules and files stay on purpose, for the next start; this is for hosts where
+//! there will be none.
 #![forbid(unsafe_code)]
 
 use std::io;
@@ -16,6 +15,7 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use crate::cli::Options;
+use crate::daemon;
 use crate::host::netlink::Host;
 use crate::host::rules;
 use crate::subnet::env_file;
@@ -53,7 +53,10 @@ pub async fn run(options: &Options, dry_run: bool) -> anyhow::Result<Cleaned> {
     if !matches!(timeout(ANSWER_TIME, UnixStream::connect(&socket)).await, Ok(Err(_))) {
         bail!("a daemon runs: it answers at {}; stop it first", socket.display());
     }
-    let devices = host.tuns_named(&options.tun_name).await?;
+    let mut devices = host.tuns_named(&options.tun_name).await?;
+    // Another daemon's is left alone; upstream's bear no alias.
+    let alias = daemon::tun_alias(&options.subnet_file);
+    devices.retain(|device| device.alias.is_empty() || device.alias == alias);
     if let Some(held) = devices.iter().find(|device| device.carrier) {
         bail!(
             "a daemon runs: a process holds the device {}; stop it first, for example by systemctl \

@@ -24,6 +24,7 @@ use crate::dataplane::worker::Width;
 use crate::host::interface::{self, InterfaceWish};
 use crate::host::netlink::Host;
 use crate::host::rules::{Family, KeptRules, Nets, Rules};
+use crate::host::tun_setup::MAX_ALIAS_BYTES;
 use crate::subnet::directory::DirectoryStore;
 use crate::subnet::env_file::{self, EnvFile};
 use crate::subnet::etcd::{EtcdConfig, EtcdStore, TlsFiles};
@@ -269,6 +270,7 @@ async fn prepare(
     );
     let udp = UdpOptions {
         tun_name: options.tun_name.clone(),
+        tun_alias: tun_alias(&options.subnet_file),
         tun_offload: tun_offload(options.offload),
         udp: UdpWish { gso: options.udp_gso, gro: options.udp_gro },
         source_check: options.source_check,
@@ -278,7 +280,18 @@ async fn prepare(
         },
         busy_poll: options.busy_poll,
     };
-    Ok(Box::new(UdpBackend::prepare(config, udp, &external, host)?))
+    Ok(Box::new(UdpBackend::prepare(config, udp, &external, host).await?))
+}
+
+/// What tells this daemon's device from another's: each has a `subnet.env` of its own.
+pub(crate) fn tun_alias(subnet_file: &Path) -> String {
+    let path = std::path::absolute(subnet_file).unwrap_or_else(|_| subnet_file.to_owned());
+    let mut alias = format!("flanneld {}", path.display());
+    // Of a path that is too long, the beginning will do.
+    while alias.len() > MAX_ALIAS_BYTES {
+        alias.pop();
+    }
+    alias
 }
 
 /// What the operator says about the external interface.

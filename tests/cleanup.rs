@@ -57,8 +57,7 @@ fn everything_is_removed_and_told() {
 
         let subnet = host.subnet_env()["FLANNEL_SUBNET"].clone();
         daemon.kill9();
-        // A device that somebody made to stay, a file that was not finished, a socket of the dead.
-        host.netns.ip("tuntap add dev flannel0 mode tun");
+        // A file that was not finished, a socket of the dead.
         let unfinished = host.dir.join(".subnet.env.a1B2c3");
         std::fs::write(&unfinished, "FLANNEL_NET").unwrap();
         let socket = host.dir.join("flanneld.sock");

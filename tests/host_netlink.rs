@@ -36,6 +36,7 @@ fn wanted() -> TunSetup {
         address: Ipv4Addr::new(172, 7, 21, 0),
         network: "172.7.0.0/16".parse().unwrap(),
         tx_queue_len: 10_000,
+        alias: "flanneld /run/flannel/subnet.env".into(),
     }
 }
 

@@ -181,6 +181,7 @@ impl Plane {
         let config = NetworkConfig::parse(config).unwrap();
         let options = UdpOptions {
             tun_name: "flannel%d".into(),
+            tun_alias: "flanneld bench".into(),
             tun_offload: TunOffload::TsoUso,
             udp: UdpWish { gso: true, gro: true },
             source_check: SourceCheck::Peer,
@@ -195,7 +196,7 @@ impl Plane {
             public_ip: *NEAR.endpoint.ip(),
         };
         let host = Host::open().unwrap();
-        let mut backend = UdpBackend::prepare(&config, options, &external, host).unwrap();
+        let mut backend = UdpBackend::prepare(&config, options, &external, host).await.unwrap();
         let own = own();
         backend.start(OVERLAY, &own).await.unwrap();
         let mut plane = Plane { backend: Box::new(backend), peers: Peers::new(own), changes: 0 };

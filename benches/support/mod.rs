@@ -111,6 +111,7 @@ impl Carrier {
             address: own.tunnel_address(),
             network: OVERLAY,
             tx_queue_len: 10_000,
+            alias: "flanneld bench".into(),
         };
         netns.block_on(|| async { Host::open().unwrap().configure_tun(&setup).await.unwrap() });
         let routes = (0..PEER_SUBNETS)

@@ -18,9 +18,12 @@ use crate::dataplane::stats::{PeerStats, Stats};
 use crate::dataplane::sys::socket::UdpWish;
 use crate::dataplane::sys::tun::{Tun, TunError, TunOffload};
 use crate::dataplane::worker::{Dataplane, Settings, Sockets, SourceCheck, Width};
+use crate::host::error::HostError;
 use crate::host::interface::ExternalInterface;
+use crate::host::link::TunShape;
 use crate::host::monitor::LinkChange;
 use crate::host::netlink::Host;
+use crate::host::tun_devices::WantedTun;
 use crate::host::tun_setup::{TunSetup, accept_local};
 use crate::subnet::lease::{Lease, LeaseAttrs};
 
@@ -57,6 +60,8 @@ pub fn tunnel_mtu(external: &ExternalInterface) -> Result<u16, BackendError> {
 pub struct UdpOptions {
     /// The device's name; `%d` is replaced by the first free number.
     pub tun_name: String,
+    /// The device's alias, by which the next daemon knows it again.
+    pub tun_alias: String,
     /// The most that the TUN device shall do for us.
     pub tun_offload: TunOffload,
     /// What the socket shall do for us.
@@ -72,6 +77,19 @@ pub struct UdpOptions {
 impl UdpOptions {
     fn create_tun(&self, name: &str) -> Result<Tun, TunError> {
         Tun::create(name, self.tun_offload, self.width.queues)
+    }
+
+    /// Takes over the device that an earlier daemon left, or creates one.
+    async fn claim_tun(&self, host: &Host, network: Ipv4Net) -> Result<Tun, BackendError> {
+        let (multi_queue, vnet_hdr) = Tun::shape(self.tun_offload, self.width.queues);
+        let wanted = WantedTun {
+            alias: &self.tun_alias,
+            name: &self.tun_name,
+            shape: TunShape { multi_queue, vnet_hdr },
+            network,
+        };
+        let left = host.left_tun(&wanted).await?;
+        Ok(self.create_tun(left.as_deref().unwrap_or(&self.tun_name))?)
     }
 }
 
@@ -120,7 +138,7 @@ impl UdpBackend {
     ///
     /// # Errors
     /// See [`BackendError`].
-    pub fn prepare(
+    pub async fn prepare(
         config: &NetworkConfig,
         mut options: UdpOptions,
         external: &ExternalInterface,
@@ -134,7 +152,7 @@ impl UdpBackend {
         let mtu = tunnel_mtu(external)?;
         let address = SocketAddrV4::new(external.address, port);
         let sockets = Sockets::bind(address, options.udp, options.width)?;
-        let tun = options.create_tun(&options.tun_name)?;
+        let tun = options.claim_tun(&host, config.network).await?;
         Ok(UdpBackend {
             public_ip: external.public_ip,
             port,
@@ -166,6 +184,8 @@ impl UdpBackend {
     async fn launch(&self, tun: Tun, running: &mut Running) -> Result<(), BackendError> {
         running.name = tun.name().to_owned();
         self.configure(running).await?;
+        // From here on it has what the next daemon knows it by.
+        tun.set_persistent(true)?;
         running.changes = self.host.watch_link(&running.name, running.overlay).await?;
         // A notification of the old device must not be taken for one of the new.
         running.device_gone = Arc::default();
@@ -189,6 +209,7 @@ impl UdpBackend {
             address: running.own.network(),
             network: running.overlay,
             tx_queue_len: TX_QUEUE_PACKETS,
+            alias: self.options.tun_alias.clone(),
         };
         let changed = self.host.configure_tun(&wanted).await?;
         if let Err(error) = accept_local(&running.name) {
@@ -200,10 +221,17 @@ impl UdpBackend {
     /// Brings the device back to what it must be; says whether it had to change anything.
     async fn mend(&self, running: &mut Running, trouble: Trouble) -> Result<bool, BackendError> {
         if trouble != Trouble::Gone && running.dataplane.is_some() {
-            return self.configure(running).await;
+            match self.configure(running).await {
+                // It went, or got another name, since the trouble was noticed.
+                Err(BackendError::Host(HostError::NoSuchLink { .. })) => {}
+                done => return done,
+            }
         }
-        // The old descriptor must go before its name is free again.
-        drop(running.dataplane.take());
+        // The old device, which may have another name now, must go before a new one can have its
+        // name, address and route.
+        if let Some(dataplane) = running.dataplane.take() {
+            dataplane.stop_and_remove_device();
+        }
         let tun = self.options.create_tun(&running.name)?;
         self.launch(tun, running).await.map(|()| true)
     }

@@ -123,6 +123,7 @@ pub(super) enum Exit {
 /// A running data path. Dropping it stops its threads.
 #[derive(Debug)]
 pub struct Dataplane {
+    tun: Arc<Tun>,
     stop: Arc<StopSignal>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -150,7 +151,8 @@ impl Dataplane {
         rungs.udp_gro.store(sockets.receivers.iter().all(|socket| socket.merges()), Relaxed);
 
         let (tun, stop) = (Arc::new(tun), Arc::new(StopSignal::new()?));
-        let mut dataplane = Dataplane { stop: Arc::clone(&stop), threads: Vec::new() };
+        let mut dataplane =
+            Dataplane { tun: Arc::clone(&tun), stop: Arc::clone(&stop), threads: Vec::new() };
         let on_device_gone = Arc::new(on_device_gone);
         let ended = move |exit: Exit| {
             if exit == Exit::DeviceGone {
@@ -193,7 +195,15 @@ impl Dataplane {
         Ok(())
     }
 
-    /// Stops the threads and waits for them: each ends with the batch that it is at.
+    /// Stops the threads like [`Dataplane::stop`], and lets the kernel remove the device.
+    pub fn stop_and_remove_device(self) {
+        // An error means that there is no device any more.
+        let _ = self.tun.set_persistent(false);
+        self.stop();
+    }
+
+    /// Stops the threads and waits for them: each ends with the batch that it is at. A device that
+    /// persists stays, for the next daemon to take over.
     pub fn stop(mut self) {
         self.end();
     }

@@ -52,6 +52,17 @@ pub enum HostError {
         /// What it is instead, with its article: "a dummy device".
         kind: String,
     },
+    /// Another daemon with the same `subnet.env` holds the device.
+    #[error(
+        "{name} is held by another program, and its alias says {alias:?}: stop the daemon that \
+         runs there already, or give this one another --subnet-file"
+    )]
+    TunHeld {
+        /// The device's name.
+        name: String,
+        /// What is written on it.
+        alias: String,
+    },
     /// Traffic for the overlay network would leave through something else.
     #[error(
         "the route for the overlay network {network} exists already, {owner}: remove it (ip route del {network}) or choose another network"

@@ -4,11 +4,16 @@
 use std::net::IpAddr;
 
 use ipnet::Ipv4Net;
+use rtnetlink::packet_core::Nla;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use rtnetlink::packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoKind, LinkAttribute, LinkFlags, LinkInfo,
-    LinkLayerType, LinkMessage,
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoTun, LinkAttribute,
+    LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
 };
+
+/// Attributes of a TUN device (`IFLA_TUN_*` in include/uapi/linux/if_link.h, Linux 4.17).
+const TUN_VNET_HDR: u16 = 5;
+const TUN_MULTI_QUEUE: u16 = 7;
 
 /// An IPv4 address on a link.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,10 +47,23 @@ pub struct Link {
     pub kind: Option<String>,
     /// Whether it is a TUN device (a TAP device has the same kind, but an Ethernet header).
     pub is_tun: bool,
+    /// How it was opened, if it is a TUN device of a kernel that tells.
+    pub tun_shape: Option<TunShape>,
+    /// What somebody wrote on it (`ip link set alias`), empty for nothing.
+    pub alias: String,
     /// Whether the kernel gives it an IPv6 link-local address when it comes up.
     pub makes_link_local: bool,
     /// Its IPv4 addresses in the kernel's order.
     pub addresses: Vec<LinkAddress>,
+}
+
+/// What a TUN device stays for as long as it exists.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TunShape {
+    /// Whether it may have several queues (`IFF_MULTI_QUEUE`).
+    pub multi_queue: bool,
+    /// Whether packets have a virtio header (`IFF_VNET_HDR`).
+    pub vnet_hdr: bool,
 }
 
 pub(super) fn read_link(message: &LinkMessage) -> Link {
@@ -58,6 +76,8 @@ pub(super) fn read_link(message: &LinkMessage) -> Link {
         carrier: false,
         kind: None,
         is_tun: false,
+        tun_shape: None,
+        alias: String::new(),
         makes_link_local: false,
         addresses: Vec::new(),
     };
@@ -67,6 +87,7 @@ pub(super) fn read_link(message: &LinkMessage) -> Link {
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
             LinkAttribute::Carrier(carrier) => link.carrier = *carrier == 1,
             LinkAttribute::TxQueueLen(len) => link.tx_queue_len = *len,
+            LinkAttribute::IfAlias(alias) => link.alias.clone_from(alias),
             LinkAttribute::LinkInfo(infos) => {
                 link.kind = infos.iter().find_map(|info| match info {
                     LinkInfo::Kind(kind) => Some(kind.to_string()),
@@ -74,6 +95,10 @@ pub(super) fn read_link(message: &LinkMessage) -> Link {
                 });
                 link.is_tun = infos.contains(&LinkInfo::Kind(InfoKind::Tun))
                     && message.header.link_layer_type == LinkLayerType::None;
+                link.tun_shape = infos.iter().find_map(|info| match info {
+                    LinkInfo::Data(InfoData::Tun(attributes)) => Some(read_shape(attributes)),
+                    _ => None,
+                });
             }
             LinkAttribute::AfSpecUnspec(families) => {
                 link.makes_link_local = families
@@ -92,6 +117,17 @@ pub(super) fn read_link(message: &LinkMessage) -> Link {
         }
     }
     link
+}
+
+fn read_shape(attributes: &[InfoTun]) -> TunShape {
+    let is_set = |kind| {
+        attributes.iter().filter(|attribute| attribute.kind() == kind).any(|attribute| {
+            let mut value = vec![0; attribute.value_len()];
+            attribute.emit_value(&mut value);
+            value.first().is_some_and(|&byte| byte != 0)
+        })
+    };
+    TunShape { multi_queue: is_set(TUN_MULTI_QUEUE), vnet_hdr: is_set(TUN_VNET_HDR) }
 }
 
 pub(super) fn read_address(message: &AddressMessage) -> Option<LinkAddress> {

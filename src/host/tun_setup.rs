@@ -31,7 +31,13 @@ pub struct TunSetup {
     pub network: Ipv4Net,
     /// Length of the transmit queue in packets.
     pub tx_queue_len: u32,
+    /// What is written on it (`ip link show` calls it the alias), by which the daemon that comes
+    /// after this one knows it again. At most [`MAX_ALIAS_BYTES`].
+    pub alias: String,
 }
+
+/// The kernel's limit for an alias (`IFALIASZ` in include/linux/if.h, with the final zero).
+pub const MAX_ALIAS_BYTES: usize = 255;
 
 impl Host {
     /// Makes the device as `wanted` says, changing only what differs; `true` if anything did.
@@ -56,7 +62,7 @@ impl Host {
             };
             return Err(HostError::NotTun { name: name.clone(), kind });
         }
-        let mut changed = self.set_sizes(&link, wanted).await?;
+        let mut changed = self.set_properties(&link, wanted).await?;
         // Before the device comes up, for that is when the kernel makes the address.
         changed |= self.forbid_link_local(&link).await?;
         changed |= self.set_address(&link, wanted).await?;
@@ -65,7 +71,7 @@ impl Host {
         Ok(changed)
     }
 
-    async fn set_sizes(&self, link: &Link, wanted: &TunSetup) -> Result<bool, HostError> {
+    async fn set_properties(&self, link: &Link, wanted: &TunSetup) -> Result<bool, HostError> {
         let mut change = LinkUnspec::new_with_index(link.index);
         let mut what = Vec::new();
         if link.mtu != wanted.mtu {
@@ -75,6 +81,10 @@ impl Host {
         if link.tx_queue_len != wanted.tx_queue_len {
             change = change.txqueuelen(wanted.tx_queue_len);
             what.push(format!("the queue length of {} packets", wanted.tx_queue_len));
+        }
+        if link.alias != wanted.alias {
+            change = change.alias(&wanted.alias);
+            what.push(format!("the alias {:?}", wanted.alias));
         }
         if what.is_empty() {
             return Ok(false);
@@ -150,7 +160,7 @@ impl Host {
     async fn set_network_route(&self, link: &Link, network: Ipv4Net) -> Result<bool, HostError> {
         let network = network.trunc();
         let present = self.main_routes(Some(link.index)).await?;
-        if present.iter().any(|route| is_ours(route, link.index, network)) {
+        if present.iter().any(|route| leads_through(route, link.index, network)) {
             return Ok(false);
         }
         let route = RouteMessageBuilder::<Ipv4Addr>::new()
@@ -175,8 +185,9 @@ impl Host {
     /// Where an existing route for exactly `network` leads, unless it is ours.
     async fn route_owner(&self, network: Ipv4Net, own: u32) -> Result<Option<String>, HostError> {
         let routes = self.main_routes(None).await?;
-        let foreign =
-            routes.iter().find(|route| is_for(route, network) && !is_ours(route, own, network));
+        let foreign = routes
+            .iter()
+            .find(|route| is_for(route, network) && !leads_through(route, own, network));
         let Some(foreign) = foreign else { return Ok(None) };
         if foreign.header.kind != RouteType::Unicast {
             return Ok(Some(format!("of type {:?}", foreign.header.kind).to_lowercase()));
@@ -254,7 +265,8 @@ fn is_for(route: &RouteMessage, network: Ipv4Net) -> bool {
         })
 }
 
-fn is_ours(route: &RouteMessage, own: u32, network: Ipv4Net) -> bool {
+/// Whether the route is the one that [`Host::configure_tun`] sets for `network` on link `own`.
+pub(super) fn leads_through(route: &RouteMessage, own: u32, network: Ipv4Net) -> bool {
     is_for(route, network)
         && route.header.kind == RouteType::Unicast
         && out_link(route) == Some((own, None))

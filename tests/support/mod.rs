@@ -22,6 +22,7 @@ pub mod lab;
 pub mod netns;
 pub mod relay;
 pub mod rules;
+pub mod running;
 pub mod traffic;
 
 use std::io::Write;

@@ -62,7 +62,7 @@ pub enum TunError {
 }
 
 /// An open TUN device, with a descriptor for each of its queues. The kernel removes it when the
-/// last descriptor is closed.
+/// last descriptor is closed, unless it [persists](Tun::set_persistent).
 #[derive(Debug)]
 pub struct Tun {
     queues: Vec<OwnedFd>,
@@ -74,7 +74,8 @@ impl Tun {
     /// Creates the device with the most offload up to `most` that this kernel has, and so many
     /// queues: the kernel spreads the flows over them. Without offload it has one.
     ///
-    /// `name` may hold `%d`, which the kernel replaces by the first free number.
+    /// `name` may hold `%d`, which the kernel replaces by the first free number. A device of that
+    /// name that persists, and has the shape that [`Tun::shape`] tells, is attached to.
     ///
     /// # Errors
     /// See [`TunError`].
@@ -93,6 +94,13 @@ impl Tun {
             return Tun::open(name, false);
         }
         Ok(tun)
+    }
+
+    /// Whether a device for this wish has several queues, and a virtio header.
+    #[must_use]
+    pub fn shape(most: TunOffload, queues: usize) -> (bool, bool) {
+        let with_header = most != TunOffload::None;
+        (with_header && queues > 1, with_header)
     }
 
     fn open(name: &str, with_header: bool) -> Result<Tun, TunError> {
@@ -119,6 +127,19 @@ impl Tun {
             tun.queues.push(queue);
         }
         Ok(tun)
+    }
+
+    /// Whether the device, with its addresses and routes, stays when its last descriptor is closed.
+    ///
+    /// # Errors
+    /// What the kernel reports; nothing that an open device is known to meet.
+    pub fn set_persistent(&self, persistent: bool) -> io::Result<()> {
+        let fd = self.queue(0).as_raw_fd();
+        // SAFETY: TUNSETPERSIST takes its argument by value (drivers/net/tun.c, __tun_chr_ioctl).
+        match unsafe { libc::ioctl(fd, libc::TUNSETPERSIST, libc::c_ulong::from(persistent)) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
     }
 
     /// The name that the kernel gave.

@@ -14,6 +14,8 @@ fn link(index: u32, name: &str, nets: &[&str]) -> Link {
         carrier: true,
         kind: None,
         is_tun: false,
+        tun_shape: None,
+        alias: String::new(),
         makes_link_local: true,
         addresses: nets.iter().map(|net| address(net)).collect(),
     }

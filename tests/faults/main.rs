@@ -1,0 +1,9 @@
+//! What goes wrong on hosts and networks, done to real daemons while traffic runs through them:
+//! each case asserts what was promised, and prints what was measured (docs/reliability.md).
+#![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod cluster;
+mod restart;
+#[path = "../support/mod.rs"]
+mod support;
