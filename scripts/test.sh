@@ -15,6 +15,8 @@ install_missing ip:iproute2 tc:iproute2 ethtool:ethtool ping:iputils-ping iperf3
     dockerd:docker.io busybox:busybox-static
 # Newer Debians have the client in a package of its own.
 install_missing docker:docker-cli
+# A module has no command to look for.
+/usr/bin/python3 -c 'import prometheus_client' 2>/dev/null || install_missing :python3-prometheus-client
 find_cargo
 cd "$ROOT"
 

@@ -20,9 +20,6 @@ use crate::host::netlink::Host;
 use crate::host::rules;
 use crate::subnet::env_file;
 
-/// The admin socket's name, in the directory of `--subnet-file`.
-const SOCKET_NAME: &str = "flanneld.sock";
-
 /// How long a daemon may take to accept at its admin socket.
 const ANSWER_TIME: Duration = Duration::from_secs(1);
 
@@ -48,10 +45,11 @@ pub async fn run(options: &Options, dry_run: bool) -> anyhow::Result<Cleaned> {
         "not permitted: it needs CAP_NET_ADMIN: run flanneld cleanup as root"
     );
     let host = Host::open()?;
-    let socket = options.subnet_file.with_file_name(SOCKET_NAME);
-    // A socket without a daemon refuses at once; a daemon that is slow to answer is one.
-    if !matches!(timeout(ANSWER_TIME, UnixStream::connect(&socket)).await, Ok(Err(_))) {
-        bail!("a daemon runs: it answers at {}; stop it first", socket.display());
+    if let Some(socket) = &options.admin_socket {
+        // Without a daemon it refuses at once; a daemon that is slow to answer is one.
+        if !matches!(timeout(ANSWER_TIME, UnixStream::connect(socket)).await, Ok(Err(_))) {
+            bail!("a daemon runs: it answers at {}; stop it first", socket.display());
+        }
     }
     let mut devices = host.tuns_named(&options.tun_name).await?;
     // Another daemon's is left alone; upstream's bear no alias.
@@ -80,7 +78,7 @@ pub async fn run(options: &Options, dry_run: bool) -> anyhow::Result<Cleaned> {
     let rules = rules::remove_all(dry_run).await;
     cleaned.removed.extend(rules.found);
     cleaned.failed.extend(rules.failed);
-    for path in files(&options.subnet_file, socket) {
+    for path in files(options) {
         let done = if dry_run { Ok(()) } else { std::fs::remove_file(&path) };
         cleaned.note(format!("the file {}", path.display()), done);
     }
@@ -119,9 +117,10 @@ impl Cleaned {
 }
 
 /// The files of a daemon that are there: `subnet.env`, its unfinished copies, the admin socket.
-fn files(subnet_file: &Path, socket: PathBuf) -> Vec<PathBuf> {
+fn files(options: &Options) -> Vec<PathBuf> {
+    let subnet_file = &options.subnet_file;
     let mut files = Vec::new();
-    if let (Some(directory), Some(name)) = (socket.parent(), subnet_file.file_name()) {
+    if let (Some(directory), Some(name)) = (subnet_file.parent(), subnet_file.file_name()) {
         let directory = if directory == Path::new("") { Path::new(".") } else { directory };
         let prefix = env_file::unfinished_prefix(name);
         let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
@@ -131,7 +130,7 @@ fn files(subnet_file: &Path, socket: PathBuf) -> Vec<PathBuf> {
         }));
         files.sort();
     }
-    for path in [subnet_file, socket.as_path()] {
+    for path in [Some(subnet_file), options.admin_socket.as_ref()].into_iter().flatten() {
         // Without following a link: what it leads to is not the daemon's.
         if path.symlink_metadata().is_ok() {
             files.insert(0, path.to_owned());

@@ -14,6 +14,9 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
+use crate::admin::Admin;
+use crate::admin::state::State;
+use crate::admin::supervisor::Supervisor;
 use crate::backend::udp::{UdpBackend, UdpOptions};
 use crate::backend::{self, Backend, BackendError};
 use crate::cli::{OffloadMode, Options, StoreOptions};
@@ -48,19 +51,28 @@ const ENV_FILE_INTERVAL: Duration = Duration::from_secs(10);
 /// Whatever keeps it from starting; each names the thing, the value and the fix.
 pub async fn run(options: Options) -> anyhow::Result<()> {
     let mut signals = Signals::new()?;
-    let started = tokio::select! {
-        started = Daemon::start(&options) => started?,
-        name = signals.end() => {
-            info!("{name}: stopping before the start was complete");
-            return Ok(());
+    // Before anything else, so that whoever asks is told what is missing.
+    let admin = Admin::start(options.healthz, options.admin_socket.as_deref()).await?;
+    let mut supervisor = Supervisor::new(|name| std::env::var_os(name));
+    let mut start = std::pin::pin!(Daemon::start(&options, &admin.state));
+    let started = loop {
+        tokio::select! {
+            started = &mut start => break started?,
+            () = supervisor.due() => supervisor.tell(&admin.state),
+            name = signals.end() => {
+                info!("{name}: stopping before the start was complete");
+                supervisor.stopping();
+                return Ok(());
+            }
         }
     };
-    started.serve(&mut signals).await;
+    started.serve(&mut signals, &mut supervisor).await;
     Ok(())
 }
 
 struct Daemon<'o> {
     options: &'o Options,
+    state: &'o State,
     config: NetworkConfig,
     backend: Box<dyn Backend>,
     rules: KeptRules,
@@ -74,9 +86,10 @@ struct Daemon<'o> {
 }
 
 impl<'o> Daemon<'o> {
-    async fn start(options: &'o Options) -> anyhow::Result<Daemon<'o>> {
+    async fn start(options: &'o Options, state: &'o State) -> anyhow::Result<Daemon<'o>> {
         let store = open_store(&options.store).await?;
         info!("the store is {}", store.describe());
+        state.store_is(Arc::clone(&store));
         let config = acquire::wait_for_config(&*store).await?;
         let host = Host::open()?;
         let rules =
@@ -91,8 +104,11 @@ impl<'o> Daemon<'o> {
         )
         .await?;
         info!("this host leases {} of {}", own.subnet.v4, config.network);
+        state.leased(config.network, own.clone());
         backend.start(config.network, &own).await?;
+        state.backend_is(backend.view(), host.clone());
         let rules = rules.start(host, nets(&config, &own.subnet)).await?;
+        state.rules_are(rules.health());
 
         let (updates_in, updates) = mpsc::channel(UPDATE_QUEUE);
         let timing = Timing { ttl: LEASE_TTL, margin: options.renew_margin };
@@ -100,6 +116,7 @@ impl<'o> Daemon<'o> {
         let peers = Peers::new(own.clone());
         let mut daemon = Daemon {
             options,
+            state,
             config,
             backend,
             rules,
@@ -121,6 +138,7 @@ impl<'o> Daemon<'o> {
         let file = EnvFile::new(&self.config, &self.own.subnet, mtu, self.options.rules.masquerade);
         match file.write_atomic(path) {
             Ok(()) => {
+                self.state.env_file_is_written(true);
                 info!("wrote {}", path.display());
                 info!("flanneld is ready");
                 self.env_file_due = None;
@@ -135,15 +153,17 @@ impl<'o> Daemon<'o> {
     }
 
     /// Follows the store, keeps the device as it must be, and ends with a signal.
-    async fn serve(mut self, signals: &mut Signals) {
+    async fn serve(mut self, signals: &mut Signals, supervisor: &mut Supervisor) {
         let mut publish_at: Option<Instant> = None;
         let mut next_publish = Instant::now();
+        supervisor.tell(self.state);
         loop {
             tokio::select! {
                 name = signals.end() => {
                     info!("{name}: stopping");
                     break;
                 }
+                () = supervisor.due() => supervisor.tell(self.state),
                 () = self.backend.disturbed() => self.backend.repair().await,
                 update = self.updates.recv() => {
                     let Some(update) = update else {
@@ -167,10 +187,14 @@ impl<'o> Daemon<'o> {
                     self.backend.publish(&mut self.peers.leases());
                     next_publish = start + backend::time_to_next_publish(start.elapsed());
                     // Only now is it true.
-                    tell(&std::mem::take(&mut self.unpublished));
+                    let changes = std::mem::take(&mut self.unpublished);
+                    self.state.peers_changed(&changes, Instant::now().into_std());
+                    tell(&changes);
                 }
             }
         }
+        self.state.stopping();
+        supervisor.stopping();
         self.rules.stop().await;
         self.backend.stop();
     }
@@ -189,8 +213,18 @@ impl<'o> Daemon<'o> {
                 let changes = self.peers.apply(event, Instant::now().into_std());
                 self.note(changes)
             }
+            Update::Held(expiry) => {
+                self.state.lease_is_held(expiry);
+                false
+            }
+            Update::Lost => {
+                self.state.lease_is_lost();
+                false
+            }
             Update::Moved(lease) => {
                 self.own = lease;
+                self.state.env_file_is_written(false);
+                self.state.leased(self.config.network, self.own.clone());
                 let changes = self.peers.set_own(self.own.clone());
                 self.note(changes);
                 if let Err(error) = self.backend.move_to(&self.own).await {

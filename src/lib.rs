@@ -23,6 +23,7 @@
 //! - [`dataplane`]: the hot loop. Plain threads; no tokio, no lock, no allocation per packet.
 //! - [`host`]: what is set in the kernel: links, addresses, routes, traffic rules, the external
 //!   interface.
+//! - [`admin`]: what the daemon tells: health, metrics, `flanneld status`, systemd.
 //! - [`daemon`]: the order of starting, supervising and stopping.
 //! - [`check`], [`cleanup`]: commands for the host's administrator, beside the daemon.
 //! - [`cni`]: the second program, which container runtimes call to attach pods to the overlay.
@@ -32,6 +33,7 @@
 //! Only `dataplane::sys` contains `unsafe`: the system calls that the hot loop batches and the
 //! vector instructions of the checksum. Every other module forbids it.
 
+pub mod admin;
 pub mod backend;
 pub mod check;
 pub mod cleanup;

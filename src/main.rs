@@ -4,6 +4,7 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 
+use flanneld::admin::status;
 use flanneld::cli::{self, Command, Options};
 use flanneld::{check, cleanup, daemon, logging};
 use tokio::runtime::Runtime;
@@ -17,6 +18,7 @@ const EXIT_USAGE: u8 = 2;
 fn main() -> ExitCode {
     match cli::parse(std::env::args_os().skip(1), |name| std::env::var_os(name)) {
         Ok(Command::Run(options)) => run(*options),
+        Ok(Command::Status(options)) => status::run(&options),
         Ok(Command::Check { options, json }) => report(check(&options, json)),
         Ok(Command::Cleanup { options, dry_run }) => report(cleanup(&options, dry_run)),
         Ok(Command::Print(text)) => report(print(text.as_bytes()).map(|()| true)),

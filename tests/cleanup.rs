@@ -4,11 +4,10 @@
 
 mod support;
 
-use std::os::unix::net::UnixListener;
-
+use support::lab::CONFIG;
 use support::lab::{Lab, LabHost};
 use support::root_or_skip;
-use support::rules::{CONFIG, CONFIG_NFTABLES, tools_or_skip};
+use support::rules::{CONFIG_NFTABLES, tools_or_skip};
 
 /// Runs `flanneld cleanup` with the daemon's flags; returns the exit code and all that it printed.
 fn cleanup(host: &LabHost, args: &[&str]) -> (Option<i32>, String) {
@@ -48,20 +47,22 @@ fn everything_is_removed_and_told() {
         daemon.wait_ready();
 
         // Not while it runs.
-        let (code, text) = cleanup(host, &[]);
-        assert_eq!(code, Some(1), "{text}");
-        assert!(text.contains("a daemon runs") && text.contains("flannel0"), "{text}");
+        for (args, by) in [([].as_slice(), "flanneld.sock"), (&["--admin-socket="], "flannel0")] {
+            let (code, text) = cleanup(host, args);
+            assert_eq!(code, Some(1), "{text}");
+            assert!(text.contains("a daemon runs") && text.contains(by), "{text}");
+        }
         let (code, _) = cleanup(host, &["--dry-run"]);
         assert_eq!(code, Some(1));
         assert!(host.subnet_file().exists());
 
         let subnet = host.subnet_env()["FLANNEL_SUBNET"].clone();
         daemon.kill9();
-        // A file that was not finished, a socket of the dead.
+        // A file that was not finished, beside the socket of the dead.
         let unfinished = host.dir.join(".subnet.env.a1B2c3");
         std::fs::write(&unfinished, "FLANNEL_NET").unwrap();
         let socket = host.dir.join("flanneld.sock");
-        drop(UnixListener::bind(&socket).unwrap());
+        assert!(socket.exists());
         let mine = host.dir.join("notes.txt");
         std::fs::write(&mine, "not the daemon's").unwrap();
         let before = in_the_kernel(host);

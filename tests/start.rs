@@ -36,7 +36,9 @@ fn flanneld(args: &[&str]) -> (Option<i32>, String) {
 fn usage_errors_are_one_line_and_exit_2() {
     for (args, wanted) in [
         (&["--no-such-flag"][..], "--no-such-flag"),
-        (&["--healthz-port=8081"], "healthz-port"),
+        (&["--healthz-port=65536"], "healthz-port"),
+        (&["--healthz-ip=localhost"], "healthz-ip"),
+        (&["status", "--no-such-flag"], "--no-such-flag"),
         (&["--kube-subnet-mgr"], "kube-subnet-mgr"),
         (&["--subnet-lease-renew-margin=1440"], "subnet-lease-renew-margin"),
         (&["--offload=fast"], "offload"),

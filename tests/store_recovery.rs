@@ -13,7 +13,7 @@ use flanneld::subnet::etcd::{EtcdConfig, EtcdStore, TlsFiles};
 use flanneld::subnet::keeper::acquire::{acquire_with_retry, wait_for_config};
 use flanneld::subnet::keeper::{Timing, Update};
 use flanneld::subnet::lease::{Expiry, Lease};
-use flanneld::subnet::store::{LEASE_TTL, StoreError, SubnetStore, WatchEvent};
+use flanneld::subnet::store::{ContactNow, LEASE_TTL, StoreError, SubnetStore, WatchEvent};
 use support::etcd::{DeadEndpoint, Etcd, PREFIX, Security, USER, etcd_or_skip, make_certificates};
 use support::events::{PATIENCE, attrs, end, holders, names, next, snapshot, subnet, until};
 use support::keeping::{Host, TIMING};
@@ -99,7 +99,12 @@ async fn a_restart_is_survived_and_nothing_that_happened_meanwhile_is_lost() {
     let mut wanted = vec![own, "10.5.201.0-24".to_owned()];
     wanted.sort();
     until(&mut host.updates, |update| {
-        let Update::Store(event) = update else { panic!("{update:?}") };
+        let event = match update {
+            Update::Store(event) => event,
+            // Our own lease is read anew, too.
+            Update::Held(_) => return None,
+            Update::Moved(_) | Update::Lost => panic!("{update:?}"),
+        };
         match event {
             WatchEvent::Snapshot(leases) => table = names(leases),
             WatchEvent::Put(lease) => table.push(lease.subnet.to_string()),
@@ -115,13 +120,20 @@ async fn a_restart_is_survived_and_nothing_that_happened_meanwhile_is_lost() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_outage_is_silent() {
     let mut etcd = etcd_or_return!("an_outage_is_silent");
-    let mut watch = etcd.store().await.watch();
+    let store = etcd.store().await;
+    let mut watch = store.watch();
     assert_eq!(next(&mut watch).await, WatchEvent::Snapshot(vec![]));
+    let well = ContactNow { reached: true, trouble: None };
+    assert_eq!(store.contact().now(), well);
     etcd.kill();
     let quiet = tokio::time::timeout(Duration::from_secs(3), watch.recv()).await;
     assert!(quiet.is_err(), "{quiet:?}");
+    // But whoever asks is told.
+    let contact = store.contact().now();
+    assert!(contact.reached && contact.trouble.is_some(), "{contact:?}");
     etcd.start_again().await;
     assert_eq!(next(&mut watch).await, WatchEvent::Snapshot(vec![]));
+    assert_eq!(store.contact().now(), well);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -258,7 +270,7 @@ async fn a_subnet_that_another_host_took_is_left_to_it() {
     put(&etcd, &host.name(), &attrs("10.4.7.66").to_json()).await;
     let moved = until(&mut host.updates, |update| match update {
         Update::Moved(lease) => Some(lease.clone()),
-        Update::Store(_) => None,
+        _ => None,
     })
     .await;
     assert_ne!(moved.subnet, host.lease.subnet);

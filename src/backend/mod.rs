@@ -7,13 +7,16 @@
 #![forbid(unsafe_code)]
 
 pub mod udp;
+pub mod view;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use ipnet::Ipv4Net;
 use thiserror::Error;
 
+use self::view::View;
 use crate::dataplane::sys::socket::SocketError;
 use crate::dataplane::sys::tun::TunError;
 use crate::host::error::HostError;
@@ -77,6 +80,9 @@ pub trait Backend: Send {
 
     /// The largest packet of a pod, in bytes: what subnet.env says.
     fn mtu(&self) -> u16;
+
+    /// What it shows of itself, the same for its whole life.
+    fn view(&self) -> Arc<View>;
 
     /// Starts to carry packets for the lease `own` of the network `overlay`.
     ///

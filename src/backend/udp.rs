@@ -6,15 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use dashmap::DashMap;
 use ipnet::Ipv4Net;
 use tokio::sync::{Notify, mpsc};
 use tracing::{info, warn};
 
+use super::view::View;
 use super::{Backend, BackendError};
 use crate::config::NetworkConfig;
 use crate::dataplane::routes::{Route, Routes, SharedRoutes};
-use crate::dataplane::stats::{PeerStats, Stats};
 use crate::dataplane::sys::socket::UdpWish;
 use crate::dataplane::sys::tun::{Tun, TunError, TunOffload};
 use crate::dataplane::worker::{Dataplane, Settings, Sockets, SourceCheck, Width};
@@ -102,9 +101,8 @@ pub struct UdpBackend {
     port: u16,
     mtu: u16,
     sockets: Sockets,
-    stats: Arc<Stats>,
-    /// By the peers' public addresses; outlives every table, for whoever shows it.
-    peer_stats: Arc<DashMap<Ipv4Addr, Arc<PeerStats>>>,
+    /// Its counters outlive every device and every table.
+    view: Arc<View>,
     prepared: Option<Tun>,
     running: Option<Running>,
 }
@@ -158,8 +156,7 @@ impl UdpBackend {
             port,
             mtu,
             sockets,
-            stats: Arc::default(),
-            peer_stats: Arc::default(),
+            view: Arc::default(),
             prepared: Some(tun),
             running: None,
             options,
@@ -195,7 +192,7 @@ impl UdpBackend {
             tun,
             &self.sockets,
             &running.routes,
-            &self.stats,
+            &self.view.stats,
             move || gone.notify_one(),
         )?);
         Ok(())
@@ -247,6 +244,10 @@ impl Backend for UdpBackend {
         self.mtu
     }
 
+    fn view(&self) -> Arc<View> {
+        Arc::clone(&self.view)
+    }
+
     async fn start(&mut self, overlay: Ipv4Net, own: &Lease) -> Result<(), BackendError> {
         let tun = match self.prepared.take() {
             Some(tun) => tun,
@@ -265,12 +266,13 @@ impl Backend for UdpBackend {
             trouble: None,
         };
         self.launch(tun, &mut running).await?;
+        self.view.device_is_up(&running.name, self.mtu);
         info!(
             "{} carries {overlay} by UDP port {} with an MTU of {} bytes: {}; receive buffer {} KiB",
             running.name,
             self.port,
             self.mtu,
-            self.stats.rungs,
+            self.view.stats.rungs,
             self.sockets.receive_buffer_bytes() / 1024,
         );
         self.running = Some(running);
@@ -286,12 +288,13 @@ impl Backend for UdpBackend {
                 Route {
                     subnet: lease.subnet.v4,
                     endpoint: SocketAddrV4::new(ip, self.port),
-                    stats: Arc::clone(&self.peer_stats.entry(ip).or_default()),
+                    stats: Arc::clone(&self.view.peers.entry(ip).or_default()),
                 }
             })
             .collect();
         let routes = Routes::build(running.overlay, running.own, routes);
-        self.peer_stats.retain(|&ip, _| routes.is_peer(ip));
+        self.view.peers.retain(|&ip, _| routes.is_peer(ip));
+        self.view.set_routes(routes.len());
         running.routes.publish(routes);
     }
 
@@ -299,7 +302,8 @@ impl Backend for UdpBackend {
         let Some(mut running) = self.running.take() else { return Ok(()) };
         running.own = own.subnet.v4.trunc();
         let result = self.configure(&running).await;
-        if result.is_err() {
+        if let Err(error) = &result {
+            self.view.device_is_not(error.to_string());
             running.trouble = Some(Trouble::Unrepaired);
         }
         self.running = Some(running);
@@ -319,12 +323,20 @@ impl Backend for UdpBackend {
                 Some(LinkChange::Vanished) | None => Trouble::Gone,
             },
         });
+        if running.trouble == Some(Trouble::Gone) {
+            self.view.device_is_not("it was removed");
+        }
     }
 
     async fn repair(&mut self) {
         let Some(mut running) = self.running.take() else { return };
         if let Some(trouble) = running.trouble.take() {
-            match self.mend(&mut running, trouble).await {
+            let mended = self.mend(&mut running, trouble).await;
+            match &mended {
+                Ok(_) => self.view.device_is_up(&running.name, self.mtu),
+                Err(error) => self.view.device_is_not(error.to_string()),
+            }
+            match mended {
                 Ok(true) => {
                     warn!("{} was changed from outside: put back as it must be", running.name);
                 }
@@ -344,7 +356,7 @@ impl Backend for UdpBackend {
         if let Some(dataplane) = self.running.and_then(|running| running.dataplane) {
             dataplane.stop();
         }
-        info!("egress: {}", self.stats.egress);
-        info!("ingress: {}", self.stats.ingress);
+        info!("egress: {}", self.view.stats.egress);
+        info!("ingress: {}", self.view.stats.ingress);
     }
 }

@@ -92,8 +92,8 @@ const UPSTREAM: &[Flag] = &[
     flag("iptables-resync", Int, "5", "seconds between checks of the traffic rules"),
     flag("iptables-forward-rules", Bool, "true", "accept forwarded packets of the overlay"),
     flag("ip-blackhole-route", Bool, "false", "keep a blackhole route for the host's own subnet"),
-    flag("healthz-ip", Text, "0.0.0.0", "address of the health endpoints"),
-    flag("healthz-port", Int, "0", "port of the health endpoints, 0 for none"),
+    flag("healthz-ip", Text, "0.0.0.0", "address of the endpoints for health and metrics"),
+    flag("healthz-port", Int, "0", "port of the endpoints for health and metrics, 0 for none"),
     flag("version", Bool, "false", "print the version and exit"),
     flag("v", Level, "0", "verbosity of the log"),
     flag("vmodule", Text, "", "verbosity by file"),
@@ -116,6 +116,12 @@ const OURS: &[Flag] = &[
     flag("threads", Text, "auto", "pairs of threads, one for each direction: auto or 1 to 16"),
     flag("busy-poll-us", Int, "50", "microseconds to look for packets before sleeping, 0 to 1000"),
     flag("tun-name", Text, "flannel%d", "name of the TUN device, %d for the first free number"),
+    flag(
+        "admin-socket",
+        Text,
+        "",
+        "socket for flanneld status, empty for none [default: flanneld.sock beside --subnet-file]",
+    ),
 ];
 
 /// A flag of upstream that parses but has nothing behind it yet.
@@ -140,8 +146,6 @@ pub(super) const NOT_YET: &[NotYet] = &[
     not_yet("net-config-path", "/etc/kube-flannel/net-conf.json", "Kubernetes"),
     not_yet("set-node-network-unavailable", "true", "Kubernetes"),
     not_yet("public-ipv6", "", "IPv6"),
-    not_yet("healthz-ip", "0.0.0.0", "the health endpoint"),
-    not_yet("healthz-port", "0", "the health endpoint"),
     not_yet("vmodule", "", "verbosity by file"),
     not_yet("log_backtrace_at", "", "logging stack traces"),
 ];

@@ -21,6 +21,7 @@ use self::go_syntax::{Words, normalise, plain_value};
 pub use self::options::{
     ClientCert, Credentials, EtcdOptions, InvalidChoice, OffloadMode, Options, Secret, StoreOptions,
 };
+use crate::admin::status::StatusOptions;
 use crate::go_json::excerpt;
 
 /// What the command line asks for.
@@ -48,6 +49,8 @@ pub enum Command {
         /// Only say what would be removed.
         dry_run: bool,
     },
+    /// Show how the running daemon stands.
+    Status(StatusOptions),
 }
 
 /// What is wrong with the command line or a `FLANNELD_*` variable. One line; the process should
@@ -127,7 +130,8 @@ fn suggestion(similar: Option<&str>) -> String {
 /// Reads the command line, without the program's name, and for the flags that it does not give
 /// the `FLANNELD_*` variables that `env` knows.
 ///
-/// Words after the first that is no flag are ignored, as upstream does.
+/// Words after the first that is no flag are ignored, as upstream does; but the first word of all
+/// may be a subcommand.
 pub fn parse(
     args: impl IntoIterator<Item = OsString>,
     env: impl Fn(&str) -> Option<OsString>,

@@ -2,15 +2,16 @@
 #![forbid(unsafe_code)]
 
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
 use thiserror::Error;
 
 use super::{UsageError, Values};
+use crate::admin;
 use crate::dataplane::sys::poll::POLL_MAX;
 use crate::dataplane::worker::SourceCheck;
 use crate::host::rules::{ForwardRules, RulesOptions};
@@ -69,6 +70,10 @@ pub struct Options {
     pub threads: Option<usize>,
     /// How long a data-path thread looks for more packets before it sleeps.
     pub busy_poll: Duration,
+    /// Where health and metrics are served, if they are.
+    pub healthz: Option<SocketAddr>,
+    /// The socket that `flanneld status` asks, if there shall be one.
+    pub admin_socket: Option<PathBuf>,
     /// `-v`: 0 for the normal log, more for more.
     pub verbosity: i32,
 }
@@ -189,6 +194,7 @@ impl Options {
             path => Ok(PathBuf::from(path)),
         };
         let busy_poll_us = count(values, "busy-poll-us", "microseconds", 0..=MAX_BUSY_POLL_US)?;
+        let subnet_file = path("subnet-file")?;
         Ok(Self {
             store: store(values)?,
             renew_margin: Duration::from_secs(margin * 60),
@@ -196,7 +202,8 @@ impl Options {
             iface_regex: values.list("iface-regex"),
             iface_can_reach: ipv4(values, "iface-can-reach")?,
             public_ip: ipv4(values, "public-ip")?,
-            subnet_file: path("subnet-file")?,
+            admin_socket: admin_socket(values, &subnet_file),
+            subnet_file,
             rules: rules(values)?,
             offload,
             udp_gso: wanted("udp-gso"),
@@ -206,6 +213,7 @@ impl Options {
             threads: number(values, "threads", MAX_THREADS)?,
             busy_poll: Duration::from_micros(busy_poll_us),
             tun_name: tun_name(values)?,
+            healthz: healthz(values)?,
             verbosity: values.level("v"),
         })
     }
@@ -262,6 +270,28 @@ fn ipv4(values: &Values, name: &'static str) -> Result<Option<Ipv4Addr>, UsageEr
     match values.text(name) {
         "" => Ok(None),
         text => text.parse().map(Some).map_err(|_| values.error(name, "an IPv4 address")),
+    }
+}
+
+/// Where to listen; upstream takes every port up to 0 for none.
+fn healthz(values: &Values) -> Result<Option<SocketAddr>, UsageError> {
+    let ip: IpAddr = match values.text("healthz-ip").parse() {
+        Ok(ip) => ip,
+        Err(_) => return Err(values.error("healthz-ip", "an IP address")),
+    };
+    match u16::try_from(values.int("healthz-port").max(0)) {
+        Ok(0) => Ok(None),
+        Ok(port) => Ok(Some(SocketAddr::new(ip, port))),
+        Err(_) => Err(values.error("healthz-port", "a port up to 65535, or 0 for none")),
+    }
+}
+
+/// Beside `subnet.env` unless told otherwise, so that several daemons of one host do not meet.
+fn admin_socket(values: &Values, subnet_file: &Path) -> Option<PathBuf> {
+    match values.text("admin-socket") {
+        "" if values.is_given("admin-socket") => None,
+        "" => Some(admin::socket::beside(subnet_file)),
+        path => Some(PathBuf::from(path)),
     }
 }
 

@@ -1,5 +1,5 @@
 use std::collections::HashMap;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
@@ -175,6 +175,8 @@ fn values_are_checked() {
         ("-iptables-resync=86401", r#""86401": expected seconds from 1 to 86400"#),
         ("-busy-poll-us=1001", r#""1001": expected microseconds from 0 to 1000"#),
         ("-busy-poll-us=-1", r#""-1": expected microseconds from 0 to 1000"#),
+        ("-healthz-ip=localhost", r#""localhost": expected an IP address"#),
+        ("-healthz-port=65536", r#""65536": expected a port up to 65535, or 0 for none"#),
         ("-etcd-prefix=./", r#""./": expected a path such as /coreos.com/network"#),
     ] {
         let flag = word[1..].split('=').next().unwrap();
@@ -221,6 +223,26 @@ fn offload_off_takes_gso_and_gro_along_unless_they_are_asked_for() {
     assert_eq!((tso.offload, tso.udp_gso, tso.udp_gro), (OffloadMode::Tso, true, false));
     assert_eq!(tso.source_check, SourceCheck::Strict);
     assert_eq!(options(&["-source-check=off"]).source_check, SourceCheck::Off);
+}
+
+#[test]
+fn health_is_served_where_it_is_asked_for() {
+    let listen = |text: &str| Some(text.parse::<SocketAddr>().unwrap());
+    assert_eq!(options(&[]).healthz, None);
+    assert_eq!(options(&["-healthz-port=2401"]).healthz, listen("0.0.0.0:2401"));
+    let both = ["-healthz-ip=::1", "-healthz-port=65535"];
+    assert_eq!(options(&both).healthz, listen("[::1]:65535"));
+    assert_eq!(options(&["-healthz-port=-1"]).healthz, None, "as upstream");
+}
+
+#[test]
+fn the_admin_socket_is_beside_subnet_env_unless_told_otherwise() {
+    let socket = |words: &[&str]| options(words).admin_socket;
+    assert_eq!(socket(&[]).as_deref(), Some(Path::new("/run/flannel/flanneld.sock")));
+    let beside = socket(&["-subnet-file=/x/other.env"]);
+    assert_eq!(beside.as_deref(), Some(Path::new("/x/flanneld.sock")));
+    assert_eq!(socket(&["-admin-socket=a.sock"]).as_deref(), Some(Path::new("a.sock")));
+    assert_eq!(socket(&["-admin-socket="]), None);
 }
 
 #[test]
@@ -285,8 +307,6 @@ fn what_is_not_there_yet_is_said() {
         "-kubeconfig-file=x",
         "-net-config-path=x",
         "-set-node-network-unavailable=false",
-        "-healthz-ip=127.0.0.1",
-        "-healthz-port=2401",
         "-vmodule=a=1",
         "-log_backtrace_at=a:1",
     ] {
@@ -301,8 +321,6 @@ fn values_that_ask_for_nothing_are_accepted() {
         "-kube-api-url=",
         "-net-config-path=/etc/kube-flannel/net-conf.json",
         "-set-node-network-unavailable=T",
-        "-healthz-ip=0.0.0.0",
-        "-healthz-port=0",
         "-vmodule=",
     ]);
 }

@@ -13,6 +13,7 @@ use clap_mangen::roff::{Roff, bold, roman};
 use super::flags::Kind::Bool;
 use super::flags::{self, Flag, flag};
 use super::{Command, Options, Parsed, UsageError, Values, parse_flags};
+use crate::admin::status::StatusOptions;
 
 /// One command.
 struct Tool {
@@ -51,6 +52,22 @@ const TOOLS: &[Tool] = &[
             |values| {
                 let dry_run = is_on(values, "dry-run");
                 Ok(Command::Cleanup { options: options(values)?, dry_run })
+            },
+        ),
+    },
+    Tool {
+        name: "status",
+        about: "Ask the running daemon how it stands; exit code 0 if it is ready, 3 if not",
+        takes: Takes::DaemonFlags(
+            &[
+                flag("json", Bool, "false", "print JSON"),
+                flag("watch", Bool, "false", "ask again every second"),
+            ],
+            |values| {
+                let socket = Options::from_values(values)?.admin_socket;
+                let socket = socket.ok_or_else(|| values.error("admin-socket", "a path"))?;
+                let (json, watch) = (is_on(values, "json"), is_on(values, "watch"));
+                Ok(Command::Status(StatusOptions { json, watch, socket }))
             },
         ),
     },

@@ -196,6 +196,8 @@ pub struct Stats {
     pub ingress: DirectionStats,
     /// What is switched on now.
     pub rungs: Rungs,
+    /// A thread panicked: its flows stand still.
+    pub panicked: AtomicBool,
 }
 
 /// One direction of one peer's traffic.

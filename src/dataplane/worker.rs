@@ -126,6 +126,18 @@ pub struct Dataplane {
     tun: Arc<Tun>,
     stop: Arc<StopSignal>,
     threads: Vec<JoinHandle<()>>,
+    stats: Arc<Stats>,
+}
+
+/// Notes the panic of the thread that it lives on.
+struct PanicNote(Arc<Stats>);
+
+impl Drop for PanicNote {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.0.panicked.store(true, Relaxed);
+        }
+    }
 }
 
 impl Dataplane {
@@ -151,8 +163,13 @@ impl Dataplane {
         rungs.udp_gro.store(sockets.receivers.iter().all(|socket| socket.merges()), Relaxed);
 
         let (tun, stop) = (Arc::new(tun), Arc::new(StopSignal::new()?));
-        let mut dataplane =
-            Dataplane { tun: Arc::clone(&tun), stop: Arc::clone(&stop), threads: Vec::new() };
+        stats.panicked.store(false, Relaxed);
+        let mut dataplane = Dataplane {
+            tun: Arc::clone(&tun),
+            stop: Arc::clone(&stop),
+            threads: Vec::new(),
+            stats: Arc::clone(stats),
+        };
         let on_device_gone = Arc::new(on_device_gone);
         let ended = move |exit: Exit| {
             if exit == Exit::DeviceGone {
@@ -191,7 +208,11 @@ impl Dataplane {
         body: impl FnOnce() + Send + 'static,
     ) -> io::Result<()> {
         let name = if pair == 0 { name.to_owned() } else { format!("{name}{pair}") };
-        self.threads.push(thread::Builder::new().name(name).spawn(body)?);
+        let note = PanicNote(Arc::clone(&self.stats));
+        self.threads.push(thread::Builder::new().name(name).spawn(move || {
+            let _note = note;
+            body();
+        })?);
         Ok(())
     }
 

@@ -53,6 +53,9 @@ pub struct Link {
     pub alias: String,
     /// Whether the kernel gives it an IPv6 link-local address when it comes up.
     pub makes_link_local: bool,
+    /// Packets for it that the kernel dropped since it was made, most of them because its queue
+    /// was full.
+    pub tx_dropped: u64,
     /// Its IPv4 addresses in the kernel's order.
     pub addresses: Vec<LinkAddress>,
 }
@@ -79,6 +82,7 @@ pub(super) fn read_link(message: &LinkMessage) -> Link {
         tun_shape: None,
         alias: String::new(),
         makes_link_local: false,
+        tx_dropped: 0,
         addresses: Vec::new(),
     };
     for attribute in &message.attributes {
@@ -88,6 +92,7 @@ pub(super) fn read_link(message: &LinkMessage) -> Link {
             LinkAttribute::Carrier(carrier) => link.carrier = *carrier == 1,
             LinkAttribute::TxQueueLen(len) => link.tx_queue_len = *len,
             LinkAttribute::IfAlias(alias) => link.alias.clone_from(alias),
+            LinkAttribute::Stats64(stats) => link.tx_dropped = stats.tx_dropped,
             LinkAttribute::LinkInfo(infos) => {
                 link.kind = infos.iter().find_map(|info| match info {
                     LinkInfo::Kind(kind) => Some(kind.to_string()),

@@ -1,6 +1,7 @@
 //! The contract that every store keeps.
 #![forbid(unsafe_code)]
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -59,6 +60,50 @@ pub enum StoreError {
     },
 }
 
+/// Whether a store answers: noted by the store, read by whoever shows it.
+#[derive(Debug, Default)]
+pub struct Contact(Mutex<ContactNow>);
+
+/// How it stands with the store at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ContactNow {
+    /// It has answered at least once.
+    pub reached: bool,
+    /// Why the last request, or the watch, failed; none if it did not.
+    pub trouble: Option<String>,
+}
+
+impl Contact {
+    /// How it stands now.
+    pub fn now(&self) -> ContactNow {
+        self.lock().clone()
+    }
+
+    /// The store answered.
+    pub(crate) fn made(&self) {
+        *self.lock() = ContactNow { reached: true, trouble: None };
+    }
+
+    /// The store does not serve.
+    pub(crate) fn lost(&self, reason: impl Into<String>) {
+        self.lock().trouble = Some(reason.into());
+    }
+
+    /// Notes what came of a request: "no" is an answer, too.
+    pub(crate) fn note<T>(&self, result: &Result<T, StoreError>) {
+        match result {
+            Err(error @ (StoreError::Unreachable { .. } | StoreError::Refused { .. })) => {
+                self.lost(error.to_string());
+            }
+            _ => self.made(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, ContactNow> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// What a watch reports.
 #[derive(Clone, Debug, PartialEq)]
 pub enum WatchEvent {
@@ -82,6 +127,9 @@ pub enum WatchEvent {
 pub trait SubnetStore: Send + Sync + 'static {
     /// The store's name for logs, without secrets: `etcd at http://127.0.0.1:2379`.
     fn describe(&self) -> String;
+
+    /// Whether the store answers, as the last request and the watch found it.
+    fn contact(&self) -> &Contact;
 
     /// The network config's JSON text.
     async fn config(&self) -> Result<String, StoreError>;
@@ -146,6 +194,18 @@ mod tests {
             backend_data: String::new(),
             backend_v6_data: String::new(),
         }
+    }
+
+    #[test]
+    fn a_no_is_an_answer_and_silence_is_none() {
+        let contact = Contact::default();
+        contact.note::<()>(&Err(StoreError::Unreachable { store: "s".into(), reason: "r".into() }));
+        let trouble = Some("s does not serve: r".to_owned());
+        assert_eq!(contact.now(), ContactNow { reached: false, trouble: trouble.clone() });
+        contact.note::<()>(&Err(StoreError::NoConfig { key: "k".into() }));
+        assert_eq!(contact.now(), ContactNow { reached: true, trouble: None });
+        contact.lost("s does not serve: r");
+        assert_eq!(contact.now(), ContactNow { reached: true, trouble });
     }
 
     #[test]

@@ -13,6 +13,7 @@
 // A helper fails its test by panicking; clippy.toml allows that only in `#[test]` functions.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+pub mod admin;
 pub mod cni;
 pub mod daemon;
 pub mod etcd;

@@ -17,6 +17,7 @@ fn link(index: u32, name: &str, nets: &[&str]) -> Link {
         tun_shape: None,
         alias: String::new(),
         makes_link_local: true,
+        tx_dropped: 0,
         addresses: nets.iter().map(|net| address(net)).collect(),
     }
 }

@@ -17,10 +17,32 @@ use crate::subnet::backoff::Complaint;
 #[derive(Debug)]
 pub struct KeptRules {
     wanted: watch::Sender<Vec<Nets>>,
+    health: watch::Receiver<RulesHealth>,
     task: JoinHandle<()>,
 }
 
+/// How it stands with the rules.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RulesHealth {
+    /// None are wanted, or none can be set on this host.
+    None,
+    /// They are set.
+    Set,
+    /// They are not as they must be.
+    Trouble {
+        /// Why.
+        reason: String,
+        /// The operator asked for them by name; else the host may do without.
+        asked_for: bool,
+    },
+}
+
 impl KeptRules {
+    /// How it stands with them, now and from now on.
+    pub fn health(&self) -> watch::Receiver<RulesHealth> {
+        self.health.clone()
+    }
+
     /// The rules shall be about these networks from now on.
     pub fn follow(&self, nets: Vec<Nets>) {
         self.wanted.send_replace(nets);
@@ -44,6 +66,7 @@ pub(super) struct Keeper {
     nets: Vec<Nets>,
     /// The rules for `nets` could be set.
     set: bool,
+    health: watch::Sender<RulesHealth>,
     complaint: Complaint,
     put_back: Complaint,
     blackhole_complaint: Complaint,
@@ -62,6 +85,7 @@ impl Keeper {
             host,
             nets,
             set: false,
+            health: watch::Sender::new(RulesHealth::None),
             complaint: Complaint::default(),
             put_back: Complaint::default(),
             blackhole_complaint: Complaint::default(),
@@ -76,6 +100,7 @@ impl Keeper {
         match self.manager.set(&self.nets).await {
             Ok(()) => {
                 self.set = true;
+                self.tell_well();
                 if !matches!(self.manager, Manager::Nobody) {
                     info!("the traffic rules are set: {}", self.options);
                 }
@@ -90,7 +115,8 @@ impl Keeper {
     /// Keeps them from then on.
     pub(super) fn spawn(self) -> KeptRules {
         let (wanted, changes) = watch::channel(self.nets.clone());
-        KeptRules { wanted, task: tokio::spawn(self.run(changes)) }
+        let health = self.health.subscribe();
+        KeptRules { wanted, health, task: tokio::spawn(self.run(changes)) }
     }
 
     async fn run(mut self, mut changes: watch::Receiver<Vec<Nets>>) {
@@ -119,7 +145,7 @@ impl Keeper {
     async fn check(&mut self) {
         if self.set {
             match self.manager.holds().await {
-                Ok(true) => return,
+                Ok(true) => return self.tell_well(),
                 Ok(false) => {}
                 Err(error) => return self.complain(&error),
             }
@@ -127,6 +153,7 @@ impl Keeper {
         match self.manager.set(&self.nets).await {
             Ok(()) => {
                 self.complaint.clear();
+                self.tell_well();
                 let text = match self.set {
                     true => "the traffic rules were changed from outside: put back",
                     false => "the traffic rules are set now",
@@ -152,8 +179,9 @@ impl Keeper {
         let result = self.manager.set(&self.nets).await;
         // If not, the next check sets them.
         self.set = result.is_ok();
-        if let Err(error) = result {
-            self.complain(&error);
+        match result {
+            Ok(()) => self.tell_well(),
+            Err(error) => self.complain(&error),
         }
         self.keep_blackholes().await;
     }
@@ -171,8 +199,17 @@ impl Keeper {
         }
     }
 
+    fn tell_well(&self) {
+        self.health.send_replace(match self.manager {
+            Manager::Nobody => RulesHealth::None,
+            Manager::Iptables(_) | Manager::Nftables(_) => RulesHealth::Set,
+        });
+    }
+
     fn complain(&mut self, error: &RulesError) {
         let text = error.to_string();
+        let asked_for = self.options.asked_for();
+        self.health.send_replace(RulesHealth::Trouble { reason: text.clone(), asked_for });
         if self.complaint.is_due(&text, Instant::now()) {
             warn!("the traffic rules are not as they must be: {text}; trying again");
         }

@@ -23,7 +23,7 @@ use tracing::{info, warn};
 
 use self::iptables::{Iptables, Keeps};
 use self::keeper::Keeper;
-pub use self::keeper::KeptRules;
+pub use self::keeper::{KeptRules, RulesHealth};
 use self::nftables::Nftables;
 pub use self::rule::{Family, Nets};
 use super::netlink::Host;

@@ -12,6 +12,7 @@ use tokio::process::Command;
 use tokio::time::timeout;
 
 use super::RulesError;
+use crate::admin::supervisor;
 
 /// A tool that takes longer hangs. They wait for each other's lock, see [`super::iptables`], and
 /// some take seconds on hosts with ten thousands of rules.
@@ -26,7 +27,11 @@ pub(super) fn find(name: &str) -> Option<PathBuf> {
 /// Runs a tool with `input` as its standard input, and returns what came of it, good or bad.
 pub(super) async fn run(tool: &Path, args: &[&str], input: &str) -> Result<Output, RulesError> {
     let failed = |source| RulesError::Run { command: line(tool, args), source };
-    let mut child = Command::new(tool)
+    let mut command = Command::new(tool);
+    for variable in supervisor::VARIABLES {
+        command.env_remove(variable);
+    }
+    let mut child = command
         .args(args)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

@@ -21,13 +21,14 @@ use tokio::sync::mpsc;
 use self::files::{Files, ReadError, read};
 use self::scan::{Scanner, scan};
 use super::lease::{Expiry, Lease, LeaseAttrs, Subnet};
-use super::store::{StoreError, SubnetStore, WATCH_QUEUE, WatchEvent};
+use super::store::{Contact, StoreError, SubnetStore, WATCH_QUEUE, WatchEvent};
 
 /// Leases in a directory.
 #[derive(Clone)]
 pub struct DirectoryStore {
     files: Files,
     scanner: Arc<Mutex<Scanner>>,
+    contact: Arc<Contact>,
 }
 
 impl DirectoryStore {
@@ -37,7 +38,7 @@ impl DirectoryStore {
     pub fn open(dir: impl Into<PathBuf>) -> Result<Self, StoreError> {
         let files = Files::open(dir.into())?;
         let scanner = Arc::new(Mutex::new(Scanner::new(files.clone())));
-        Ok(Self { files, scanner })
+        Ok(Self { files, scanner, contact: Arc::default() })
     }
 
     /// Does blocking work on the files.
@@ -47,10 +48,12 @@ impl DirectoryStore {
     ) -> Result<T, StoreError> {
         let files = self.files.clone();
         let done = wait_for(move || work(&files)).await;
-        done.unwrap_or_else(|| {
+        let result = done.unwrap_or_else(|| {
             let reason = "the daemon is stopping".to_owned();
             Err(StoreError::Unreachable { store: self.describe(), reason })
-        })
+        });
+        self.contact.note(&result);
+        result
     }
 }
 
@@ -67,6 +70,10 @@ async fn wait_for<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 impl SubnetStore for DirectoryStore {
     fn describe(&self) -> String {
         self.files.describe()
+    }
+
+    fn contact(&self) -> &Contact {
+        &self.contact
     }
 
     async fn config(&self) -> Result<String, StoreError> {
@@ -124,7 +131,8 @@ impl SubnetStore for DirectoryStore {
 
     fn watch(&self) -> mpsc::Receiver<WatchEvent> {
         let (events, receiver) = mpsc::channel(WATCH_QUEUE);
-        tokio::spawn(watch::run(self.files.clone(), self.scanner.clone(), events));
+        let Self { files, scanner, contact } = self.clone();
+        tokio::spawn(watch::run(files, scanner, contact, events));
         receiver
     }
 }

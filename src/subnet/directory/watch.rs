@@ -21,7 +21,7 @@ use super::scan::{Scan, Scanner, scan};
 use super::wait_for;
 use crate::subnet::backoff::Complaint;
 use crate::subnet::lease::{Expiry, Lease, Subnet};
-use crate::subnet::store::{StoreError, WatchEvent};
+use crate::subnet::store::{Contact, StoreError, WatchEvent};
 
 /// The directory is read at least this often.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
@@ -33,16 +33,22 @@ const SETTLE: Duration = Duration::from_millis(20);
 pub(super) async fn run(
     files: Files,
     scanner: Arc<Mutex<Scanner>>,
+    contact: Arc<Contact>,
     events: mpsc::Sender<WatchEvent>,
 ) {
     let closed = events.clone();
     tokio::select! {
         () = closed.closed() => {}
-        () = watch(files, scanner, events) => {}
+        () = watch(files, scanner, contact, events) => {}
     }
 }
 
-async fn watch(files: Files, scanner: Arc<Mutex<Scanner>>, events: mpsc::Sender<WatchEvent>) {
+async fn watch(
+    files: Files,
+    scanner: Arc<Mutex<Scanner>>,
+    contact: Arc<Contact>,
+    events: mpsc::Sender<WatchEvent>,
+) {
     let mut hints = Hints::new(&files);
     let mut complaint = Complaint::default();
     let mut table: Option<BTreeMap<Subnet, Lease>> = None;
@@ -50,6 +56,7 @@ async fn watch(files: Files, scanner: Arc<Mutex<Scanner>>, events: mpsc::Sender<
         hints.attach();
         let shared = scanner.clone();
         let Some(result) = wait_for(move || scan(&shared)).await else { return };
+        contact.note(&result);
         let mut pause = LOOK_EVERY;
         match result {
             Ok(scan) => {

@@ -21,7 +21,7 @@ use self::keys::Keys;
 use self::transport::{Fault, Transport};
 use super::lease::{Expiry, Lease, LeaseAttrs, Subnet};
 use super::once::Strays;
-use super::store::{StoreError, SubnetStore, WATCH_QUEUE, WatchEvent};
+use super::store::{Contact, StoreError, SubnetStore, WATCH_QUEUE, WatchEvent};
 
 /// So many keys are read by one request: well below the 4 MiB that a gRPC answer may have.
 const PAGE_KEYS: i64 = 2000;
@@ -221,6 +221,10 @@ impl Inner {
 impl SubnetStore for EtcdStore {
     fn describe(&self) -> String {
         self.inner.transport.describe()
+    }
+
+    fn contact(&self) -> &Contact {
+        self.inner.transport.contact()
     }
 
     async fn config(&self) -> Result<String, StoreError> {

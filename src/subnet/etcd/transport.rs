@@ -14,7 +14,7 @@ use tokio::time::timeout;
 
 use super::EtcdConfig;
 use super::endpoint::{Endpoints, Tls};
-use crate::subnet::store::StoreError;
+use crate::subnet::store::{Contact, StoreError};
 
 /// One request to one endpoint. Upstream waits for ever (facts 1.4).
 pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
@@ -44,6 +44,7 @@ pub(super) struct Transport {
     tls: Option<Tls>,
     user: Option<(String, String)>,
     state: Mutex<State>,
+    contact: Contact,
 }
 
 struct State {
@@ -88,7 +89,7 @@ impl Transport {
         };
         let turn = rand::random_range(0..endpoints.len());
         let state = Mutex::new(State { turn, number: 0, client: None });
-        let this = Self { endpoints, tls, user, state };
+        let this = Self { endpoints, tls, user, state, contact: Contact::default() };
         // Finds wrong certificates now; without a user it does not open a connection.
         let first = this.endpoints.get(0);
         Client::connect([first], Some(this.options(None).map_err(|e| this.refused(e))?))
@@ -99,6 +100,11 @@ impl Transport {
 
     pub(super) fn describe(&self) -> String {
         self.endpoints.describe()
+    }
+
+    /// Whether etcd answers.
+    pub(super) fn contact(&self) -> &Contact {
+        &self.contact
     }
 
     pub(super) fn unreachable(&self, reason: impl Into<String>) -> StoreError {
@@ -137,6 +143,20 @@ impl Transport {
 
     /// As [`Self::call`], for who can do something about an answer that is too large.
     pub(super) async fn try_call<T, F>(&self, request: impl Fn(Client) -> F) -> Result<T, Fault>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
+        let answer = self.attempt(request).await;
+        match &answer {
+            Err(Fault::Retry(reason) | Fault::Refused(reason)) => {
+                self.contact.lost(reason.as_str());
+            }
+            Ok(_) | Err(Fault::TooLarge(_)) => self.contact.made(),
+        }
+        answer
+    }
+
+    async fn attempt<T, F>(&self, request: impl Fn(Client) -> F) -> Result<T, Fault>
     where
         F: Future<Output = Result<T, Error>>,
     {

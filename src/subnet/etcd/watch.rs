@@ -79,6 +79,7 @@ impl Watch {
             match self.watch_once().await {
                 Break::Closed => return,
                 Break::Trouble(reason) => {
+                    self.inner.transport.contact().lost(reason.as_str());
                     if self.complaint.is_due(&reason, Instant::now()) {
                         tracing::warn!(
                             "watch of leases interrupted, known routes stay: {reason}; trying again"
@@ -116,6 +117,7 @@ impl Watch {
                 return Break::Trouble(reason);
             }
         };
+        self.inner.transport.contact().made();
         if self.complaint.clear() {
             tracing::info!("{}: watching leases again", self.inner.transport.describe());
         }

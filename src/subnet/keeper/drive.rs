@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use super::acquire;
 use super::state::{Keeper, Moment, Outcome, Poll, Step, Timing};
 use crate::subnet::backoff::Complaint;
-use crate::subnet::lease::Lease;
+use crate::subnet::lease::{Expiry, Lease};
 use crate::subnet::store::{StoreError, SubnetStore, WatchEvent};
 
 /// The clocks are looked at this often at least: a timer does not see that the wall clock jumped.
@@ -26,6 +26,10 @@ pub enum Update {
     /// Our subnet is another one now, as the old one is another host's: device, routes and
     /// `subnet.env` must follow, and [`Peers::set_own`](crate::subnet::peers::Peers::set_own).
     Moved(Lease),
+    /// Our lease is ours again, or ends at another time than before.
+    Held(Expiry),
+    /// Our lease is gone, or another host's; it is being won back.
+    Lost,
 }
 
 /// Watches the store and keeps `lease`; every event of the store is passed on.
@@ -46,8 +50,14 @@ pub async fn run(
     let mut request: Option<BoxFuture<'static, Answer>> = None;
     // While the daemon is busy events wait in the store's queue, but the lease is kept.
     let mut waiting = VecDeque::new();
+    let mut told = held_until(&keeper);
 
     loop {
+        let held = held_until(&keeper);
+        if held != told {
+            waiting.push_back(held.map_or(Update::Lost, Update::Held));
+            told = held;
+        }
         let wait = match keeper.poll(now()) {
             Poll::Do(step) => {
                 let lease = keeper.lease().clone();
@@ -84,6 +94,11 @@ pub async fn run(
             () = tokio::time::sleep(wait) => {}
         }
     }
+}
+
+/// When our lease ends, if it is ours.
+fn held_until(keeper: &Keeper) -> Option<Expiry> {
+    keeper.holds().then(|| keeper.lease().expiry)
 }
 
 /// What a request gave, and why it failed if it did.

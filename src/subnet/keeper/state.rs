@@ -161,6 +161,11 @@ impl Keeper {
         &self.lease
     }
 
+    /// Whether the lease is ours, as far as is known; if not, it is being won back.
+    pub fn holds(&self) -> bool {
+        self.want == Want::Renew
+    }
+
     /// What to do at `now`. After [`Poll::Do`] nothing else is asked for until [`Self::finish`].
     pub fn poll(&mut self, now: Moment) -> Poll {
         if self.in_flight {
