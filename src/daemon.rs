@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use rand::rngs::StdRng;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -90,7 +91,8 @@ impl<'o> Daemon<'o> {
         let store = open_store(&options.store).await?;
         info!("the store is {}", store.describe());
         state.store_is(Arc::clone(&store));
-        let config = acquire::wait_for_config(&*store).await?;
+        let mut rng: StdRng = rand::make_rng();
+        let config = acquire::wait_for_config(&*store, &mut rng).await?;
         let host = Host::open()?;
         let rules =
             Rules::prepare(options.rules, config.enable_nftables, families(&config)).await?;
@@ -101,6 +103,7 @@ impl<'o> Daemon<'o> {
             &backend.attrs(),
             previous_subnet(&options.subnet_file),
             LEASE_TTL,
+            &mut rng,
         )
         .await?;
         info!("this host leases {} of {}", own.subnet.v4, config.network);

@@ -497,7 +497,11 @@ async fn thirty_hosts_at_once_get_thirty_subnets(f: &Fixture) {
             let store = f.store.clone();
             tokio::spawn(async move {
                 let attrs = attrs(&format!("10.4.7.{i}"));
-                acquire_with_retry(&*store, &attrs, None, LEASE_TTL).await.unwrap().1.subnet
+                acquire_with_retry(&*store, &attrs, None, LEASE_TTL, &mut rand::make_rng())
+                    .await
+                    .unwrap()
+                    .1
+                    .subnet
             })
         })
         .collect();

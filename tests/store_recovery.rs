@@ -62,8 +62,10 @@ async fn a_store_that_is_not_up_yet_is_waited_for() {
     let waiting = {
         let store = store.clone();
         tokio::spawn(async move {
-            wait_for_config(&*store).await.unwrap();
-            acquire_with_retry(&*store, &attrs("10.4.7.21"), None, LEASE_TTL).await.unwrap().1
+            let mut rng = rand::make_rng();
+            wait_for_config(&*store, &mut rng).await.unwrap();
+            let us = attrs("10.4.7.21");
+            acquire_with_retry(&*store, &us, None, LEASE_TTL, &mut rng).await.unwrap().1
         })
     };
     etcd.start_again().await;

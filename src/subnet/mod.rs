@@ -13,4 +13,5 @@ pub mod keeper;
 pub mod lease;
 mod once;
 pub mod peers;
+pub mod reconnect;
 pub mod store;

@@ -22,7 +22,9 @@ pub struct Host {
 
 impl Host {
     pub async fn start(store: Arc<dyn SubnetStore>, ip: &str, timing: Timing) -> Self {
-        let (_, lease) = acquire_with_retry(&*store, &attrs(ip), None, timing.ttl).await.unwrap();
+        let (us, mut rng) = (attrs(ip), rand::make_rng());
+        let (_, lease) =
+            acquire_with_retry(&*store, &us, None, timing.ttl, &mut rng).await.unwrap();
         let (sender, updates) = mpsc::channel(16);
         tokio::spawn(keeper::run(store, lease.clone(), timing, sender));
         Self { lease, updates }

@@ -11,22 +11,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use etcd_client::{WatchOptions, WatchResponse, WatchStream};
-use rand::rngs::StdRng;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::transport::{Fault, REQUEST_TIMEOUT, Session, classify};
 use super::{Entry, Inner, Listing};
-use crate::subnet::backoff::{Backoff, Complaint};
+use crate::subnet::backoff::Complaint;
 use crate::subnet::lease::{Expiry, Lease, Subnet};
+use crate::subnet::reconnect::Reconnect;
 use crate::subnet::store::{StoreError, WatchEvent};
-
-/// As upstream (facts 3.6).
-const RETRY_MIN: Duration = Duration::from_millis(100);
-const RETRY_MAX: Duration = Duration::from_secs(5);
-
-/// A watch that lived this long was a good one: the next try may come soon.
-const GOOD_AFTER: Duration = Duration::from_secs(10);
 
 /// The reader is gone.
 struct Closed;
@@ -72,8 +65,7 @@ impl Watch {
     }
 
     async fn run(mut self) {
-        let mut backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
-        let mut rng: StdRng = rand::make_rng();
+        let mut reconnect = Reconnect::new(rand::make_rng());
         loop {
             let begun = Instant::now();
             match self.watch_once().await {
@@ -87,10 +79,7 @@ impl Watch {
                     }
                 }
             }
-            if begun.elapsed() >= GOOD_AFTER {
-                backoff.reset();
-            }
-            tokio::time::sleep(backoff.next(&mut rng)).await;
+            tokio::time::sleep(reconnect.pause(begun.elapsed())).await;
         }
     }
 

@@ -59,13 +59,16 @@ impl AcquireError {
 
 /// Waits until there is a valid network config. Returns early only if the store refuses us.
 ///
-/// May be dropped at any time.
-pub async fn wait_for_config(store: &dyn SubnetStore) -> Result<NetworkConfig, AcquireError> {
+/// May be dropped at any time. `rng` makes the pauses.
+pub async fn wait_for_config(
+    store: &dyn SubnetStore,
+    rng: &mut StdRng,
+) -> Result<NetworkConfig, AcquireError> {
     let mut patience = Patience::new("waiting for the network config");
     loop {
         match config(store).await {
             Ok(config) => return Ok(config),
-            Err(error) => patience.wait(error).await?,
+            Err(error) => patience.wait(error, rng).await?,
         }
     }
 }
@@ -74,17 +77,19 @@ pub async fn wait_for_config(store: &dyn SubnetStore) -> Result<NetworkConfig, A
 /// used is returned. Returns early only if the store refuses us.
 ///
 /// May be dropped at any time: a lease that was won just then is found again by our public address.
+/// `rng` draws the subnet and makes the pauses.
 pub async fn acquire_with_retry(
     store: &dyn SubnetStore,
     attrs: &LeaseAttrs,
     previous: Option<Subnet>,
     ttl: Duration,
+    rng: &mut StdRng,
 ) -> Result<(NetworkConfig, Lease), AcquireError> {
     let mut patience = Patience::new("waiting for a lease");
     loop {
-        match once(store, attrs, previous, ttl).await {
+        match once(store, attrs, previous, ttl, rng).await {
             Ok(won) => return Ok(won),
-            Err(error) => patience.wait(error).await?,
+            Err(error) => patience.wait(error, rng).await?,
         }
     }
 }
@@ -93,25 +98,24 @@ pub async fn acquire_with_retry(
 struct Patience {
     what: &'static str,
     backoff: Backoff,
-    rng: StdRng,
     complaint: Complaint,
 }
 
 impl Patience {
     fn new(what: &'static str) -> Self {
         let backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
-        Self { what, backoff, rng: rand::make_rng(), complaint: Complaint::default() }
+        Self { what, backoff, complaint: Complaint::default() }
     }
 
     /// Says why, but not each time, and waits; gives back an error that waiting does not help.
-    async fn wait(&mut self, error: AcquireError) -> Result<(), AcquireError> {
+    async fn wait(&mut self, error: AcquireError, rng: &mut StdRng) -> Result<(), AcquireError> {
         if error.is_final() {
             return Err(error);
         }
         if self.complaint.is_due(&error.to_string(), Instant::now()) {
             tracing::warn!("{}: {error}; trying again", self.what);
         }
-        tokio::time::sleep(self.backoff.next(&mut self.rng)).await;
+        tokio::time::sleep(self.backoff.next(rng)).await;
         Ok(())
     }
 }
@@ -128,10 +132,10 @@ pub(super) async fn once(
     attrs: &LeaseAttrs,
     previous: Option<Subnet>,
     ttl: Duration,
+    rng: &mut StdRng,
 ) -> Result<(NetworkConfig, Lease), AcquireError> {
     let config = config(store).await?;
-    let mut rng: StdRng = rand::make_rng();
-    let lease = acquire(store, &config, attrs, previous, ttl, &mut rng).await?;
+    let lease = acquire(store, &config, attrs, previous, ttl, rng).await?;
     Ok((config, lease))
 }
 

@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use futures::future::{BoxFuture, FutureExt};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
 use tokio::sync::mpsc;
 
 use super::acquire;
@@ -43,8 +45,22 @@ pub async fn run(
     updates: mpsc::Sender<Update>,
 ) {
     let start = Instant::now();
-    let now = || Moment { wall: SystemTime::now(), steady: start.elapsed() };
-    let mut keeper = Keeper::new(lease, timing, now(), rand::random());
+    let now = move || Moment { wall: SystemTime::now(), steady: start.elapsed() };
+    run_by(store, lease, timing, updates, now, rand::random()).await;
+}
+
+/// As [`run`], by another clock than the machine's. `seed` makes all that is left to chance: the
+/// same seed, and the same answers of the store at the same times, give the same run.
+pub async fn run_by(
+    store: Arc<dyn SubnetStore>,
+    lease: Lease,
+    timing: Timing,
+    updates: mpsc::Sender<Update>,
+    now: impl Fn() -> Moment + Send,
+    seed: u64,
+) {
+    let mut rng = StdRng::seed_from_u64(seed);
+    let mut keeper = Keeper::new(lease, timing, now(), rng.random());
     let mut events = store.watch();
     let mut complaint = Complaint::default();
     let mut request: Option<BoxFuture<'static, Answer>> = None;
@@ -61,24 +77,15 @@ pub async fn run(
         let wait = match keeper.poll(now()) {
             Poll::Do(step) => {
                 let lease = keeper.lease().clone();
-                request = Some(perform(store.clone(), step, lease, timing.ttl).boxed());
+                request =
+                    Some(perform(store.clone(), step, lease, timing.ttl, rng.random()).boxed());
                 LOOK_EVERY
             }
             Poll::Wait(left) => left.map_or(LOOK_EVERY, |left| left.min(LOOK_EVERY)),
         };
+        // In this order, so that a run can be repeated. The rare comes before the frequent.
         tokio::select! {
-            event = events.recv(), if waiting.is_empty() => {
-                // A store ends its watch only when the receiver is gone, or the runtime.
-                let Some(event) = event else { return };
-                keeper.observe(&event, now());
-                waiting.push_back(Update::Store(event));
-            }
-            permit = updates.reserve(), if !waiting.is_empty() => {
-                let Ok(permit) = permit else { return };
-                if let Some(update) = waiting.pop_front() {
-                    permit.send(update);
-                }
-            }
+            biased;
             () = updates.closed() => return,
             answer = under_way(&mut request) => {
                 request = None;
@@ -89,6 +96,18 @@ pub async fn run(
                     let after = lease.subnet;
                     tracing::warn!("our subnet {before} is another host's now: moving to {after}");
                     waiting.push_back(Update::Moved(lease));
+                }
+            }
+            event = events.recv(), if waiting.is_empty() => {
+                // A store ends its watch only when the receiver is gone, or the runtime.
+                let Some(event) = event else { return };
+                keeper.observe(&event, now());
+                waiting.push_back(Update::Store(event));
+            }
+            permit = updates.reserve(), if !waiting.is_empty() => {
+                let Ok(permit) = permit else { return };
+                if let Some(update) = waiting.pop_front() {
+                    permit.send(update);
                 }
             }
             () = tokio::time::sleep(wait) => {}
@@ -114,17 +133,26 @@ async fn under_way(request: &mut Option<BoxFuture<'static, Answer>>) -> Answer {
     }
 }
 
-async fn perform(store: Arc<dyn SubnetStore>, step: Step, lease: Lease, ttl: Duration) -> Answer {
+async fn perform(
+    store: Arc<dyn SubnetStore>,
+    step: Step,
+    lease: Lease,
+    ttl: Duration,
+    seed: u64,
+) -> Answer {
     let Lease { subnet, attrs, .. } = &lease;
     let result = match step {
         Step::Renew => store.renew(subnet, attrs, ttl).await.map(Outcome::Ours),
         Step::Create => store.create(subnet, attrs, ttl).await.map(Outcome::Ours),
-        Step::Acquire => match acquire::once(&*store, attrs, None, ttl).await {
-            Ok((_, lease)) => Ok(Outcome::Won(lease)),
-            Err(error) => {
-                return Answer { outcome: Outcome::Failed, trouble: Some(error.to_string()) };
+        Step::Acquire => {
+            let mut rng = StdRng::seed_from_u64(seed);
+            match acquire::once(&*store, attrs, None, ttl, &mut rng).await {
+                Ok((_, lease)) => Ok(Outcome::Won(lease)),
+                Err(error) => {
+                    return Answer { outcome: Outcome::Failed, trouble: Some(error.to_string()) };
+                }
             }
-        },
+        }
     };
     match result {
         Ok(outcome) => {
