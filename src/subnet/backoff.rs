@@ -21,7 +21,12 @@ impl Backoff {
     /// The next delay: anywhere in the upper three quarters below the ceiling, so that hosts that
     /// failed together do not come back together, and never close to nothing.
     pub(crate) fn next(&mut self, rng: &mut impl Rng) -> Duration {
-        let delay = self.ceiling.mul_f64(rng.random_range(0.25..1.0));
+        self.next_below(Duration::ZERO, rng)
+    }
+
+    /// The same below `ceiling` if that is higher than our own.
+    pub(crate) fn next_below(&mut self, ceiling: Duration, rng: &mut impl Rng) -> Duration {
+        let delay = self.ceiling.max(ceiling).mul_f64(rng.random_range(0.25..1.0));
         self.ceiling = self.ceiling.saturating_mul(2).min(self.max);
         delay
     }

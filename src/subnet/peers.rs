@@ -10,10 +10,12 @@ use std::time::{Duration, Instant};
 
 use super::lease::{Lease, Subnet};
 use super::once::{Once, Seen};
+use super::reconnect;
 use super::store::{WatchEvent, same_holder};
 
-/// A peer that is missing from a snapshot keeps its route for this long. A store that was emptied,
-/// or restored from an old backup, is filled again by the daemons themselves: within their watches'
+/// A peer that is missing from a snapshot keeps its route for this long, and for as long as the hosts
+/// take to come back one after the other ([`reconnect::spread`]). A store that was emptied, or
+/// restored from an old backup, is filled again by the daemons themselves: within their watches'
 /// longest back-off of five seconds and a time-out or two. A host that is really gone loses
 /// nothing by it.
 pub const GRACE: Duration = Duration::from_secs(30);
@@ -57,12 +59,17 @@ impl Peers {
             WatchEvent::Removed(subnet) => self.remove(&subnet).into_iter().collect(),
             WatchEvent::Snapshot(leases) => {
                 let next: BTreeMap<_, _> = leases.into_iter().map(|l| (l.subnet, l)).collect();
+                let deadline = now + self.grace();
                 for known in self.table.keys().filter(|known| !next.contains_key(known)) {
-                    self.missing.entry(*known).or_insert(now + GRACE);
+                    self.missing.entry(*known).or_insert(deadline);
                 }
                 next.into_values().flat_map(|lease| self.put(lease)).collect()
             }
         }
+    }
+
+    fn grace(&self) -> Duration {
+        GRACE + reconnect::spread(self.table.len())
     }
 
     /// When [`Peers::expire`] has something to do next.
@@ -210,15 +217,16 @@ mod tests {
         let all = WatchEvent::Snapshot(vec![own(), two(), three()]);
         peers.apply(all, start);
         assert_eq!(peers.next_expiry(), None);
+        let grace = GRACE + reconnect::spread(3);
         // An emptied store: nobody is given up yet, and who comes back was never away.
         assert_eq!(peers.apply(WatchEvent::Snapshot(vec![]), start), []);
         assert_eq!(peers.apply(WatchEvent::Put(two()), start + GRACE / 2), []);
         // A second empty snapshot does not prolong it.
         let again = WatchEvent::Snapshot(vec![two()]);
         assert_eq!(peers.apply(again, start + GRACE / 2), []);
-        assert_eq!(peers.next_expiry(), Some(start + GRACE));
-        assert_eq!(peers.expire(start + GRACE - Duration::from_nanos(1)), []);
-        assert_eq!(peers.expire(start + GRACE), [Change::Down(three().subnet)]);
+        assert_eq!(peers.next_expiry(), Some(start + grace));
+        assert_eq!(peers.expire(start + grace - Duration::from_nanos(1)), []);
+        assert_eq!(peers.expire(start + grace), [Change::Down(three().subnet)]);
         assert_eq!(peers.next_expiry(), None);
         assert_eq!(subnets(&peers), ["10.5.2.0-24"]);
     }

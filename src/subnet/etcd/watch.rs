@@ -56,18 +56,20 @@ struct Watch {
     events: mpsc::Sender<WatchEvent>,
     /// Every lease as it was last readable: one whose value becomes unreadable stays in force.
     known: BTreeMap<Subnet, Lease>,
+    /// Since when etcd tells us what happens.
+    opened: Option<Instant>,
     complaint: Complaint,
 }
 
 impl Watch {
     fn new(inner: Arc<Inner>, events: mpsc::Sender<WatchEvent>) -> Self {
-        Self { inner, events, known: BTreeMap::new(), complaint: Complaint::default() }
+        let (known, complaint) = (BTreeMap::new(), Complaint::default());
+        Self { inner, events, known, opened: None, complaint }
     }
 
     async fn run(mut self) {
         let mut reconnect = Reconnect::new(rand::make_rng());
         loop {
-            let begun = Instant::now();
             match self.watch_once().await {
                 Break::Closed => return,
                 Break::Trouble(reason) => {
@@ -79,7 +81,8 @@ impl Watch {
                     }
                 }
             }
-            tokio::time::sleep(reconnect.pause(begun.elapsed())).await;
+            let lived = self.opened.take().map_or(Duration::ZERO, |opened| opened.elapsed());
+            tokio::time::sleep(reconnect.pause(lived, self.known.len())).await;
         }
     }
 
@@ -107,6 +110,7 @@ impl Watch {
             }
         };
         self.inner.transport.contact().made();
+        self.opened = Some(Instant::now());
         if self.complaint.clear() {
             tracing::info!("{}: watching leases again", self.inner.transport.describe());
         }
