@@ -194,7 +194,7 @@ fn own_lease(stored: &Stored, device: Option<&Link>, report: &mut Report) {
 fn full(stored: &Stored) -> Option<usize> {
     let taken: Vec<Subnet> = stored.leases.iter().map(|lease| lease.subnet).collect();
     let mut rng: StdRng = rand::make_rng();
-    allocate::pick(&stored.config, &taken, &mut rng).is_none().then_some(taken.len())
+    allocate::pick(&stored.config, &taken, 1, &mut rng).is_none().then_some(taken.len())
 }
 
 fn all_leases(stored: &Stored, report: &mut Report) {

@@ -14,8 +14,8 @@ use thiserror::Error;
 use super::lease::Subnet;
 use crate::config::NetworkConfig;
 
-/// How many free subnets are at most drawn from, counted from the lowest.
-const MAX_CANDIDATES: usize = 100;
+/// How many free subnets are drawn from, counted from the lowest, unless there is a crowd.
+pub const CANDIDATES: usize = 100;
 
 /// Why a subnet does not fit the network config.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -100,12 +100,13 @@ fn check<A: Copy + Ord + ToString>(
 
 /// Draws a free subnet, or `None` if all are taken.
 ///
-/// The lowest 100 subnets that overlap no taken one, of whatever prefix length, have equal
-/// chances: many hosts that start at once seldom want the same. In dual stack the families are
+/// The lowest `candidates` subnets that overlap no taken one, of whatever prefix length, have equal
+/// chances: hosts that start at once seldom want the same. In dual stack the families are
 /// drawn independently. Takes `O(n log n)` for `n` taken subnets.
 pub fn pick<'a>(
     config: &NetworkConfig,
     taken: impl IntoIterator<Item = &'a Subnet>,
+    candidates: usize,
     rng: &mut impl Rng,
 ) -> Option<Subnet> {
     let mut v4_taken = Vec::new();
@@ -119,27 +120,32 @@ pub fn pick<'a>(
     }
 
     let bounds = (u32::from(config.subnet_min).into(), u32::from(config.subnet_max).into());
-    let free = free_subnets(bounds, 1 << (32 - config.subnet_len), v4_taken);
+    let free = free_subnets(bounds, 1 << (32 - config.subnet_len), v4_taken, candidates);
     let base = Ipv4Addr::from(*free.choose(rng)? as u32);
     let mut subnet = Subnet::new(Ipv4Net::new_assert(base, config.subnet_len));
 
     if let Some(config) = &config.ipv6 {
         let bounds = (config.subnet_min.into(), config.subnet_max.into());
-        let free = free_subnets(bounds, 1 << (128 - config.subnet_len), v6_taken);
+        let free = free_subnets(bounds, 1 << (128 - config.subnet_len), v6_taken, candidates);
         let base = Ipv6Addr::from(*free.choose(rng)?);
         subnet.v6 = Some(Ipv6Net::new_assert(base, config.subnet_len));
     }
     Some(subnet)
 }
 
-/// The lowest free base addresses from `min` to `max`, in steps of `size`, at most
-/// [`MAX_CANDIDATES`]. `taken` are the first and last addresses of what is taken.
-fn free_subnets((min, max): (u128, u128), size: u128, mut taken: Vec<(u128, u128)>) -> Vec<u128> {
+/// The lowest free base addresses from `min` to `max`, in steps of `size`, at most `candidates`.
+/// `taken` are the first and last addresses of what is taken.
+fn free_subnets(
+    (min, max): (u128, u128),
+    size: u128,
+    mut taken: Vec<(u128, u128)>,
+    candidates: usize,
+) -> Vec<u128> {
     taken.sort_unstable();
     let mut taken = taken.into_iter().peekable();
     let mut free = Vec::new();
     let mut base = min;
-    while base <= max && free.len() < MAX_CANDIDATES {
+    while base <= max && free.len() < candidates {
         // What ends below `base` matters no more. What does not, starts in order: if the first of
         // these starts above this subnet, all do.
         while taken.next_if(|(_, end)| *end < base).is_some() {}

@@ -28,7 +28,7 @@ fn rng(seed: u64) -> StdRng {
 
 /// Everything that `pick` returns in many draws.
 fn drawn(config: &NetworkConfig, taken: &[Subnet]) -> BTreeSet<Subnet> {
-    (0..2000).filter_map(|seed| pick(config, taken, &mut rng(seed))).collect()
+    (0..2000).filter_map(|seed| pick(config, taken, CANDIDATES, &mut rng(seed))).collect()
 }
 
 #[test]
@@ -85,7 +85,7 @@ fn draws_evenly() {
     let mut hits = [0u32; 5];
     let mut rng = rng(1);
     for _ in 0..4000 {
-        let subnet = pick(&config, &[], &mut rng).unwrap();
+        let subnet = pick(&config, &[], CANDIDATES, &mut rng).unwrap();
         hits[usize::from(subnet.v4.addr().octets()[2])] += 1;
     }
     // 1000 each; 150 is more than five times the standard deviation.
@@ -104,9 +104,9 @@ fn leases_of_any_length_are_avoided() {
 #[test]
 fn a_full_network_gives_none() {
     let all: Vec<_> = (1..=255).map(|i| subnet(&format!("10.5.{i}.0-24"))).collect();
-    assert_eq!(pick(&small(), &all, &mut rng(1)), None);
-    assert_eq!(pick(&small(), &[subnet("0.0.0.0-0")], &mut rng(1)), None);
-    assert_eq!(pick(&small(), &all[1..], &mut rng(1)), Some(all[0]));
+    assert_eq!(pick(&small(), &all, CANDIDATES, &mut rng(1)), None);
+    assert_eq!(pick(&small(), &[subnet("0.0.0.0-0")], CANDIDATES, &mut rng(1)), None);
+    assert_eq!(pick(&small(), &all[1..], CANDIDATES, &mut rng(1)), Some(all[0]));
 }
 
 #[test]
@@ -116,8 +116,8 @@ fn the_last_subnet_of_the_address_space_can_be_had() {
             "IPv6Network":"ffff::/16","IPv6SubnetMin":"ffff:ffff:ffff:ffff::"}"#,
     );
     let last = subnet("255.255.255.0-24&ffff:ffff:ffff:ffff::-64");
-    assert_eq!(pick(&config, &[], &mut rng(1)), Some(last));
-    assert_eq!(pick(&config, &[last], &mut rng(1)), None);
+    assert_eq!(pick(&config, &[], CANDIDATES, &mut rng(1)), Some(last));
+    assert_eq!(pick(&config, &[last], CANDIDATES, &mut rng(1)), None);
 }
 
 #[test]
@@ -128,9 +128,9 @@ fn leases_with_and_without_ipv6_may_mix() {
         subnet("10.5.3.0-24&fd00:5:0:2::-63"),
     ];
     for seed in 0..500 {
-        let v4 = pick(&small(), &mixed, &mut rng(seed)).unwrap();
+        let v4 = pick(&small(), &mixed, CANDIDATES, &mut rng(seed)).unwrap();
         assert_eq!(v4.v6, None);
-        let both = pick(&dual(), &mixed, &mut rng(seed)).unwrap();
+        let both = pick(&dual(), &mixed, CANDIDATES, &mut rng(seed)).unwrap();
         assert!(both.v6.is_some());
         for taken in &mixed {
             assert!(!v4.overlaps(taken) && !both.overlaps(taken), "{v4} {both} {taken}");
@@ -150,7 +150,7 @@ fn a_hundred_thousand_leases_are_no_burden() {
     let mut taken: Vec<_> = (1..65_535).flat_map(halves).collect();
     taken.reverse();
     assert_eq!(taken.len(), 131_068);
-    assert_eq!(pick(&config, &taken, &mut rng(1)), Some(subnet("10.255.255.0-24")));
+    assert_eq!(pick(&config, &taken, CANDIDATES, &mut rng(1)), Some(subnet("10.255.255.0-24")));
 }
 
 proptest! {
@@ -168,7 +168,7 @@ proptest! {
             .map(|i| subnet(&format!("10.4.{i}.0-24")))
             .filter(|s| !taken.iter().any(|t| t.overlaps(s)))
             .collect();
-        match pick(&config, &taken, &mut rng(seed)) {
+        match pick(&config, &taken, CANDIDATES, &mut rng(seed)) {
             Some(picked) => {
                 prop_assert!(free.contains(&picked));
                 prop_assert_eq!(fits(&config, &picked), Ok(()));
@@ -176,4 +176,13 @@ proptest! {
             None => prop_assert!(free.is_empty()),
         }
     }
+}
+
+#[test]
+fn a_crowd_draws_from_more() {
+    let drawn = |candidates| {
+        let draws = (0..2000).filter_map(|seed| pick(&small(), &[], candidates, &mut rng(seed)));
+        draws.collect::<BTreeSet<Subnet>>().len()
+    };
+    assert_eq!((drawn(1), drawn(CANDIDATES), drawn(usize::MAX)), (1, CANDIDATES, 255));
 }

@@ -16,6 +16,14 @@ use crate::subnet::store::{StoreError, SubnetStore, same_holder};
 /// tries ten times in its outer loop.
 const MAX_RACES: usize = 20;
 
+/// One race may be lost to any other host. Whoever loses a second one is in a crowd: each time it
+/// draws from so many times more subnets, or ten thousand hosts would win a hundred at a time and
+/// list all leases a hundred times each.
+const CROWD_FACTOR: usize = 8;
+
+/// Enough for every crowd; an IPv6 network may have more subnets than there is memory.
+const CROWD_MAX: usize = 51_200;
+
 /// Between two attempts: one second at first (upstream's pace, facts 1.4), more if it lasts.
 const RETRY_MIN: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(15);
@@ -145,7 +153,7 @@ pub(super) async fn once(
 ///    one. The previous subnet's comes first, then the order of keys; one that does not fit is
 ///    deleted, and its place is free again;
 /// 2. else the previous subnet, if it fits the config and overlaps no lease;
-/// 3. else a free subnet.
+/// 3. else a free subnet, of the lowest ones unless there is a crowd.
 ///
 /// A subnet that another host wins meanwhile is given up for the next free one.
 pub async fn acquire(
@@ -165,7 +173,9 @@ pub async fn acquire(
         let taken: Vec<Subnet> =
             leases.iter().map(|lease| lease.subnet).chain(refused.iter().copied()).collect();
         let wanted = previous.filter(|subnet| is_usable(config, subnet, &taken));
-        let Some(subnet) = wanted.or_else(|| allocate::pick(config, &taken, rng)) else {
+        let Some(subnet) =
+            wanted.or_else(|| allocate::pick(config, &taken, candidates(refused.len()), rng))
+        else {
             let network = config.network.to_string();
             return Err(AcquireError::NoneFree { network, leases: leases.len() });
         };
@@ -180,6 +190,12 @@ pub async fn acquire(
         }
     }
     Err(AcquireError::Races)
+}
+
+/// How many subnets to draw from after so many races were lost.
+fn candidates(lost: usize) -> usize {
+    let widened = u32::try_from(lost.saturating_sub(1)).unwrap_or(u32::MAX);
+    allocate::CANDIDATES.saturating_mul(CROWD_FACTOR.saturating_pow(widened)).min(CROWD_MAX)
 }
 
 /// Takes over a lease that carries our public address. Those that do not fit are deleted from the
@@ -230,5 +246,17 @@ fn is_usable(config: &NetworkConfig, subnet: &Subnet, taken: &[Subnet]) -> bool 
             false
         }
         None => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_who_loses_a_second_race_draws_from_more() {
+        let drawn_from: Vec<usize> = (0..=5).map(candidates).collect();
+        assert_eq!(drawn_from, [100, 100, 800, 6_400, 51_200, 51_200]);
+        assert_eq!(candidates(MAX_RACES), CROWD_MAX);
     }
 }
