@@ -22,10 +22,6 @@ const ANSWER_EVERY: Duration = Duration::from_secs(60);
 /// A second writer of our key is worth a line this often.
 const TELL_EVERY: Duration = Duration::from_secs(3600);
 
-/// Renewals are spread over this part of the margin, so that hosts that started together do not
-/// renew together for ever.
-const SPREAD: f64 = 0.05;
-
 /// A point in time on two clocks.
 ///
 /// The wall clock knows of time that the host slept, the steady one is not set by anybody; a
@@ -65,6 +61,13 @@ impl Timing {
     /// How long before the end to renew.
     fn lead(self) -> Duration {
         if self.margin < self.ttl { self.margin } else { self.ttl / 2 }
+    }
+
+    /// Renewals come earlier than that by up to so much, so that hosts that started together do not
+    /// renew together for ever: each renewal is an event for each host. Half of a lease's life
+    /// before the margin is left at least, or a long margin would make us renew all the time.
+    fn spread(self) -> Duration {
+        self.lead().min(self.ttl.saturating_sub(self.lead()) / 2)
     }
 }
 
@@ -300,7 +303,7 @@ impl Keeper {
             Expiry::Permanent => None,
             Expiry::At(end) => {
                 let left = end.duration_since(now.wall).unwrap_or_default();
-                let early = self.timing.lead().mul_f64(self.rng.random_range(0.0..SPREAD));
+                let early = self.timing.spread().mul_f64(self.rng.random_range(0.0..1.0));
                 Some(now.after(left.saturating_sub(self.timing.lead() + early)))
             }
             // No store answers so to a write; were one to, it must not be asked in a loop.
