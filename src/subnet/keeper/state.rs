@@ -225,6 +225,10 @@ impl Keeper {
             (Outcome::Lost, _) => self.next(Want::Create, now),
             (Outcome::Taken, _) => self.next(Want::Confirm, now),
             (Outcome::Failed, want) => {
+                if look_again {
+                    // The store tells us that the lease is lost: it can be asked.
+                    self.retry.reset();
+                }
                 let delay = self.retry.next(&mut self.rng);
                 self.next(want, now.after(delay));
             }

@@ -63,6 +63,22 @@ fn hosts_that_started_together_renew_over_as_long_as_the_margin() {
 }
 
 #[test]
+fn a_store_that_tells_of_another_holder_is_asked_again_soon_though_a_request_failed() {
+    let mut keeper = keeper();
+    let mut now = start().after(DAY);
+    for _ in 0..10 {
+        assert_eq!(keeper.poll(now), Poll::Do(Step::Renew));
+        keeper.finish(Outcome::Failed, now);
+        now = now.after(wait(&mut keeper, now));
+    }
+    assert_eq!(keeper.poll(now), Poll::Do(Step::Renew));
+    let taken = lease("10.5.1.0-24", "10.4.7.66", Expiry::Unknown);
+    keeper.observe(&WatchEvent::Put(taken), now);
+    keeper.finish(Outcome::Failed, now);
+    assert!(wait(&mut keeper, now) <= RETRY_MIN);
+}
+
+#[test]
 fn the_longest_margin_does_not_mean_renewing_all_the_time() {
     for minutes in [1380, 1439] {
         let timing = Timing { ttl: DAY, margin: Duration::from_secs(60 * minutes) };
