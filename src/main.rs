@@ -39,7 +39,7 @@ fn main() -> ExitCode {
 }
 
 fn run(options: Options) -> ExitCode {
-    if let Err(error) = logging::init(options.verbosity) {
+    if let Err(error) = logging::init(options.log.clone()) {
         eprintln!("flanneld: cannot log: {error}");
         return ExitCode::FAILURE;
     }

@@ -3,7 +3,7 @@
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use ipnet::Ipv4Net;
@@ -24,6 +24,8 @@ use crate::host::monitor::LinkChange;
 use crate::host::netlink::Host;
 use crate::host::tun_devices::WantedTun;
 use crate::host::tun_setup::{TunSetup, accept_local};
+use crate::logging::limit::LogGate;
+use crate::subnet::backoff::Complaint;
 use crate::subnet::lease::{Lease, LeaseAttrs};
 
 /// Bytes that the tunnel adds to a packet: an IPv4 and a UDP header (flannel
@@ -39,6 +41,9 @@ const TX_QUEUE_PACKETS: u32 = 10_000;
 
 /// Pause between attempts to put the device back.
 const REPAIR_INTERVAL: Duration = Duration::from_secs(1);
+
+/// An operator at work causes a few; another agent that disagrees causes twenty a second.
+const REPAIRS_TOLD_AT_ONCE: u32 = 10;
 
 /// The largest packet, in bytes, that the tunnel carries over this interface.
 ///
@@ -105,6 +110,8 @@ pub struct UdpBackend {
     view: Arc<View>,
     prepared: Option<Tun>,
     running: Option<Running>,
+    complaint: Complaint,
+    put_back: LogGate,
 }
 
 /// What exists once the lease is held.
@@ -159,6 +166,8 @@ impl UdpBackend {
             view: Arc::default(),
             prepared: Some(tun),
             running: None,
+            complaint: Complaint::default(),
+            put_back: LogGate::after(REPAIRS_TOLD_AT_ONCE),
             options,
             host,
         })
@@ -337,13 +346,17 @@ impl Backend for UdpBackend {
                 Err(error) => self.view.device_is_not(error.to_string()),
             }
             match mended {
-                Ok(true) => {
-                    warn!("{} was changed from outside: put back as it must be", running.name);
+                Ok(changed) => {
+                    self.complaint.clear();
+                    let name = &running.name;
+                    if changed && let Some(withheld) = self.put_back.pass(Instant::now()) {
+                        warn!("{name} was changed from outside: put back as it must be{withheld}");
+                    }
                 }
-                Ok(false) => {}
                 Err(error) => {
-                    if trouble != Trouble::Unrepaired {
-                        warn!("{} is not as it must be: {error}; trying again", running.name);
+                    let (name, text) = (&running.name, error.to_string());
+                    if let Some(withheld) = self.complaint.due(&text, Instant::now()) {
+                        warn!("{name} is not as it must be: {text}; trying again{withheld}");
                     }
                     running.trouble = Some(Trouble::Unrepaired);
                 }

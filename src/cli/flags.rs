@@ -96,8 +96,13 @@ const UPSTREAM: &[Flag] = &[
     flag("healthz-port", Int, "0", "port of the endpoints for health and metrics, 0 for none"),
     flag("version", Bool, "false", "print the version and exit"),
     flag("v", Level, "0", "verbosity of the log"),
-    flag("vmodule", Text, "", "verbosity by file"),
-    flag("log_backtrace_at", Text, "", "place in the source where to log a stack trace"),
+    flag(
+        "vmodule",
+        Text,
+        "",
+        "verbosity by source file, a list of PATTERN=LEVEL divided by commas",
+    ),
+    flag("log_backtrace_at", Text, "", "FILE:LINE of the source whose messages get a stack trace"),
 ];
 
 const OURS: &[Flag] = &[
@@ -122,6 +127,7 @@ const OURS: &[Flag] = &[
         "",
         "socket for flanneld status, empty for none [default: flanneld.sock beside --subnet-file]",
     ),
+    flag("log-format", Text, "klog", "shape of the log's lines: klog, json or text"),
 ];
 
 /// A flag of upstream that parses but has nothing behind it yet.
@@ -146,8 +152,6 @@ pub(super) const NOT_YET: &[NotYet] = &[
     not_yet("net-config-path", "/etc/kube-flannel/net-conf.json", "Kubernetes"),
     not_yet("set-node-network-unavailable", "true", "Kubernetes"),
     not_yet("public-ipv6", "", "IPv6"),
-    not_yet("vmodule", "", "verbosity by file"),
-    not_yet("log_backtrace_at", "", "logging stack traces"),
 ];
 
 /// All flags.

@@ -1,7 +1,7 @@
 //! What the flags mean: the typed options of the daemon.
 #![forbid(unsafe_code)]
 
-use std::fmt;
+use std::fmt::{self, Display};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
@@ -15,6 +15,7 @@ use crate::admin;
 use crate::dataplane::sys::poll::POLL_MAX;
 use crate::dataplane::worker::SourceCheck;
 use crate::host::rules::{ForwardRules, RulesOptions};
+use crate::logging::{Format, LogOptions, Verbosity};
 
 /// A device's name has at most 15 bytes (Linux `IFNAMSIZ`, with the final zero).
 const MAX_DEVICE_NAME_BYTES: usize = 15;
@@ -74,8 +75,8 @@ pub struct Options {
     pub healthz: Option<SocketAddr>,
     /// The socket that `flanneld status` asks, if there shall be one.
     pub admin_socket: Option<PathBuf>,
-    /// `-v`: 0 for the normal log, more for more.
-    pub verbosity: i32,
+    /// What is logged, and how.
+    pub log: LogOptions,
 }
 
 /// Where the leases are.
@@ -184,6 +185,19 @@ impl FromStr for SourceCheck {
     }
 }
 
+impl FromStr for Format {
+    type Err = InvalidChoice;
+
+    fn from_str(text: &str) -> Result<Self, InvalidChoice> {
+        match text {
+            "klog" => Ok(Self::Klog),
+            "json" => Ok(Self::Json),
+            "text" => Ok(Self::Text),
+            _ => Err(InvalidChoice("klog, json or text")),
+        }
+    }
+}
+
 impl Options {
     pub(super) fn from_values(values: &Values) -> Result<Self, UsageError> {
         let margin = count(values, "subnet-lease-renew-margin", "minutes", 1..=1439)?;
@@ -214,7 +228,7 @@ impl Options {
             busy_poll: Duration::from_micros(busy_poll_us),
             tun_name: tun_name(values)?,
             healthz: healthz(values)?,
-            verbosity: values.level("v"),
+            log: log(values)?,
         })
     }
 }
@@ -256,6 +270,22 @@ fn rules(values: &Values) -> Result<RulesOptions, UsageError> {
         resync: Duration::from_secs(resync),
         blackhole: on("ip-blackhole-route"),
     })
+}
+
+fn log(values: &Values) -> Result<LogOptions, UsageError> {
+    let backtrace_at = match values.text("log_backtrace_at") {
+        "" => None,
+        _ => Some(parsed(values, "log_backtrace_at")?),
+    };
+    Ok(LogOptions {
+        format: choice(values, "log-format")?,
+        verbosity: Verbosity { everywhere: values.level("v"), modules: parsed(values, "vmodule")? },
+        backtrace_at,
+    })
+}
+
+fn parsed<T: FromStr<Err: Display>>(values: &Values, name: &str) -> Result<T, UsageError> {
+    values.text(name).parse().map_err(|expected: T::Err| values.error(name, expected.to_string()))
 }
 
 fn choice<T: FromStr<Err = InvalidChoice>>(

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::*;
 use crate::dataplane::worker::SourceCheck;
 use crate::host::rules::{ForwardRules, RulesOptions};
+use crate::logging::Format;
 
 fn parse_with(words: &[&str], env: &[(&str, &str)]) -> Result<Command, UsageError> {
     let env: HashMap<_, _> = env.iter().copied().collect();
@@ -41,7 +42,7 @@ fn defaults_are_upstreams() {
     assert_eq!(options.subnet_file, Path::new("/run/flannel/subnet.env"));
     assert!(options.iface.is_empty() && options.iface_regex.is_empty());
     assert_eq!((options.iface_can_reach, options.public_ip), (None, None));
-    assert_eq!(options.verbosity, 0);
+    assert_eq!(options.log.verbosity.everywhere, 0);
     let rules = RulesOptions {
         masquerade: false,
         random_fully: true,
@@ -85,7 +86,7 @@ fn a_usual_start_script_is_understood() {
     assert_eq!(options.iface_can_reach, Some(Ipv4Addr::new(10, 4, 7, 254)));
     assert_eq!(options.subnet_file, Path::new("./subnet.env"));
     assert_eq!(options.renew_margin, Duration::from_secs(16 * 60));
-    assert_eq!(options.verbosity, 2);
+    assert_eq!(options.log.verbosity.everywhere, 2);
     let etcd = etcd(options);
     assert_eq!(etcd.endpoints.len(), 2);
     assert_eq!(etcd.cafile.as_deref(), Some(Path::new("./cert/ca.pem")));
@@ -98,7 +99,7 @@ fn a_usual_start_script_is_understood() {
 fn the_last_of_repeated_flags_wins() {
     let options =
         options(&["-v=1", "-tun-name=a", "-v", "3", "--tun-name=b", "-udp-gso", "-udp-gso=0"]);
-    assert_eq!((options.verbosity, options.tun_name.as_str()), (3, "b"));
+    assert_eq!((options.log.verbosity.everywhere, options.tun_name.as_str()), (3, "b"));
     assert!(!options.udp_gso);
 }
 
@@ -115,12 +116,12 @@ fn variables_stand_in_for_flags_that_are_not_given() {
     let options = options_with(&["-v=1"], &env);
     assert_eq!(options.public_ip, Some(Ipv4Addr::new(10, 0, 0, 1)));
     assert_eq!(options.iface, ["eth0,eth1"], "one entry");
-    assert_eq!(options.verbosity, 1, "the command line wins");
+    assert_eq!(options.log.verbosity.everywhere, 1, "the command line wins");
     assert_eq!(options.subnet_file, Path::new("/run/flannel/subnet.env"), "empty is unset");
     assert!(options.udp_gso && !options.udp_gro);
 
     // A flag with its default value is given all the same.
-    assert_eq!(options_with(&["-v=0"], &env).verbosity, 0);
+    assert_eq!(options_with(&["-v=0"], &env).log.verbosity.everywhere, 0);
 }
 
 #[test]
@@ -177,6 +178,16 @@ fn values_are_checked() {
         ("-busy-poll-us=-1", r#""-1": expected microseconds from 0 to 1000"#),
         ("-healthz-ip=localhost", r#""localhost": expected an IP address"#),
         ("-healthz-port=65536", r#""65536": expected a port up to 65535, or 0 for none"#),
+        ("-log-format=xml", r#""xml": expected klog, json or text"#),
+        ("-vmodule=a=-1", r#""a=-1": expected levels from 0"#),
+        (
+            "-vmodule=daemon",
+            r#""daemon": expected PATTERN=LEVEL, with commas between several, such as daemon=2,keep*=5"#,
+        ),
+        (
+            "-log_backtrace_at=daemon:1",
+            r#""daemon:1": expected FILE:LINE as the log shows it, such as daemon.rs:124"#,
+        ),
         ("-etcd-prefix=./", r#""./": expected a path such as /coreos.com/network"#),
     ] {
         let flag = word[1..].split('=').next().unwrap();
@@ -186,6 +197,9 @@ fn values_are_checked() {
         assert!(error(&["-tun-name", name]).contains("expected a device name"), "{name}");
     }
     assert_eq!(options(&["-queues=63"]).queues, 63);
+    assert_eq!(options(&["-log-format=json"]).log.format, Format::Json);
+    let place = "daemon.rs:7".parse().ok();
+    assert_eq!(options(&["-log_backtrace_at", "daemon.rs:7"]).log.backtrace_at, place);
     assert_eq!(options(&["-threads=16"]).threads, Some(16));
     assert_eq!(options(&["-tun-name=f%d0"]).tun_name, "f%d0");
     assert_eq!(options(&["-subnet-lease-renew-margin=1439"]).renew_margin.as_secs(), 1439 * 60);
@@ -307,8 +321,6 @@ fn what_is_not_there_yet_is_said() {
         "-kubeconfig-file=x",
         "-net-config-path=x",
         "-set-node-network-unavailable=false",
-        "-vmodule=a=1",
-        "-log_backtrace_at=a:1",
     ] {
         assert!(error(&[word]).contains("not supported yet"), "{word}");
     }
@@ -322,6 +334,7 @@ fn values_that_ask_for_nothing_are_accepted() {
         "-net-config-path=/etc/kube-flannel/net-conf.json",
         "-set-node-network-unavailable=T",
         "-vmodule=",
+        "-log_backtrace_at=",
     ]);
 }
 
@@ -354,7 +367,7 @@ fn commands_are_known_by_the_first_word() {
     else {
         panic!("no check");
     };
-    assert_eq!(options.verbosity, 2);
+    assert_eq!(options.log.verbosity.everywhere, 2);
     let env = [("FLANNELD_SUBNET_FILE", "/x/subnet.env"), ("FLANNELD_DRY_RUN", "1")];
     let Ok(Command::Cleanup { options, dry_run: false }) = parse_with(&["cleanup"], &env) else {
         panic!("no cleanup");

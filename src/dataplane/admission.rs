@@ -13,12 +13,12 @@ use std::time::Instant;
 
 use tracing::warn;
 
-use super::limit::LogGate;
 use super::packet::ipv4::Ipv4View;
 use super::routes::{Route, Routes};
 use super::stats::{Drop, Stats};
 use super::sys::receive::Message;
 use super::worker::SourceCheck;
+use crate::logging::limit::LogGate;
 
 /// A packet that may be delivered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,19 +124,19 @@ impl Admission {
         match reason {
             Drop::UnknownPeer => warn!(
                 "dropped a datagram from {sender}: no lease has that address; \
-                 --source-check=off would deliver it ({withheld} such lines withheld)"
+                 --source-check=off would deliver it{withheld}"
             ),
             Drop::ForeignDestination => warn!(
                 "dropped a packet from peer {sender}: its destination {destination} is not in our \
-                 subnet; --source-check=off would deliver it ({withheld} such lines withheld)"
+                 subnet; --source-check=off would deliver it{withheld}"
             ),
             Drop::OutsideSource => warn!(
                 "dropped a packet from peer {sender}: its source {source} is outside the overlay \
-                 network; --source-check=peer would deliver it ({withheld} such lines withheld)"
+                 network; --source-check=peer would deliver it{withheld}"
             ),
             _ => warn!(
                 "dropped a packet from peer {sender}: its source {source} is not in that peer's \
-                 subnet; --source-check=off would deliver it ({withheld} such lines withheld)"
+                 subnet; --source-check=off would deliver it{withheld}"
             ),
         }
     }

@@ -1,9 +1,7 @@
-//! Limits on what the data path says, to the network and to the log.
-//!
-//! Time comes in as an argument: both types are pure.
+//! Limits on what the data path says to the network. Time comes in as an argument.
 #![forbid(unsafe_code)]
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// ICMP errors that one thread sends per second, and at once: a tenth and the burst of the
 /// kernel's own limit (`net.ipv4.icmp_msgs_per_sec`, `icmp_msgs_burst`), since the kernel's holds
@@ -11,9 +9,6 @@ use std::time::{Duration, Instant};
 pub const ICMP_PER_SECOND: u32 = 100;
 /// See [`ICMP_PER_SECOND`].
 pub const ICMP_BURST: u32 = 50;
-
-/// At most one line per reason in this time.
-pub const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 /// A token bucket.
 #[derive(Debug)]
@@ -45,27 +40,10 @@ impl RateLimit {
     }
 }
 
-/// Lets one line pass per [`LOG_INTERVAL`] and counts the others.
-#[derive(Debug, Default)]
-pub struct LogGate {
-    last: Option<Instant>,
-    withheld: u64,
-}
-
-impl LogGate {
-    /// Whether a line may be written now; if so, how many were withheld since the last one.
-    pub fn pass(&mut self, now: Instant) -> Option<u64> {
-        if self.last.is_some_and(|last| now.saturating_duration_since(last) < LOG_INTERVAL) {
-            self.withheld += 1;
-            return None;
-        }
-        self.last = Some(now);
-        Some(std::mem::take(&mut self.withheld))
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -85,16 +63,5 @@ mod tests {
         let mut limit = RateLimit::new(10, 1, start);
         assert!(limit.take(start));
         assert!(!limit.take(start - Duration::from_secs(5)));
-    }
-
-    #[test]
-    fn a_gate_passes_once_a_minute_and_counts_the_rest() {
-        let start = Instant::now();
-        let mut gate = LogGate::default();
-        assert_eq!(gate.pass(start), Some(0));
-        assert_eq!(gate.pass(start + Duration::from_secs(1)), None);
-        assert_eq!(gate.pass(start + Duration::from_secs(59)), None);
-        assert_eq!(gate.pass(start + Duration::from_secs(60)), Some(2));
-        assert_eq!(gate.pass(start + Duration::from_secs(61)), None);
     }
 }

@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use rand::{Rng, RngExt};
 
+use crate::logging::limit::{LOG_INTERVAL, Withheld};
+
 /// Doubling delays with jitter, between two bounds.
 #[derive(Clone, Debug)]
 pub(crate) struct Backoff {
@@ -36,29 +38,30 @@ impl Backoff {
     }
 }
 
-/// The same complaint is worth a line again after this time.
-const REPEAT: Duration = Duration::from_secs(60);
-
 /// Lets a complaint through when its text changes, and once a minute while it stays.
 #[derive(Debug, Default)]
 pub(crate) struct Complaint {
     last: Option<(String, Instant)>,
+    withheld: u64,
 }
 
 impl Complaint {
-    /// Is `reason` to be logged at `now`?
-    pub(crate) fn is_due(&mut self, reason: &str, now: Instant) -> bool {
+    /// Whether `reason` is to be logged at `now`; if so, how many were not since the last one.
+    pub(crate) fn due(&mut self, reason: &str, now: Instant) -> Option<Withheld> {
         let fresh = self.last.as_ref().is_none_or(|(said, at)| {
-            said != reason || now.saturating_duration_since(*at) >= REPEAT
+            said != reason || now.saturating_duration_since(*at) >= LOG_INTERVAL
         });
-        if fresh {
-            self.last = Some((reason.to_owned(), now));
+        if !fresh {
+            self.withheld += 1;
+            return None;
         }
-        fresh
+        self.last = Some((reason.to_owned(), now));
+        Some(Withheld(std::mem::take(&mut self.withheld)))
     }
 
     /// The trouble is over; `true` if there had been any.
     pub(crate) fn clear(&mut self) -> bool {
+        self.withheld = 0;
         self.last.take().is_some()
     }
 }
@@ -89,12 +92,15 @@ mod tests {
     fn a_complaint_is_repeated_once_a_minute_or_when_it_changes() {
         let mut complaint = Complaint::default();
         let start = Instant::now();
-        assert!(complaint.is_due("no route", start));
-        assert!(!complaint.is_due("no route", start + Duration::from_secs(59)));
-        assert!(complaint.is_due("refused", start + Duration::from_secs(59)));
-        assert!(complaint.is_due("refused", start + Duration::from_secs(119)));
+        let mut due = |reason, seconds| complaint.due(reason, start + Duration::from_secs(seconds));
+        assert_eq!(due("no route", 0), Some(Withheld(0)));
+        assert_eq!(due("no route", 1), None);
+        assert_eq!(due("no route", 59), None);
+        assert_eq!(due("refused", 59), Some(Withheld(2)));
+        assert_eq!(due("refused", 118), None);
+        assert_eq!(due("refused", 119), Some(Withheld(1)));
         assert!(complaint.clear());
         assert!(!complaint.clear());
-        assert!(complaint.is_due("refused", start + Duration::from_secs(120)));
+        assert_eq!(complaint.due("refused", start + Duration::from_secs(120)), Some(Withheld(0)));
     }
 }

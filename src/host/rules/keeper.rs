@@ -159,8 +159,8 @@ impl Keeper {
                     false => "the traffic rules are set now",
                 };
                 self.set = true;
-                if self.put_back.is_due(text, Instant::now()) {
-                    warn!("{text}");
+                if let Some(withheld) = self.put_back.due(text, Instant::now()) {
+                    warn!("{text}{withheld}");
                 }
             }
             Err(error) => self.complain(&error),
@@ -210,15 +210,15 @@ impl Keeper {
         let text = error.to_string();
         let asked_for = self.options.asked_for();
         self.health.send_replace(RulesHealth::Trouble { reason: text.clone(), asked_for });
-        if self.complaint.is_due(&text, Instant::now()) {
-            warn!("the traffic rules are not as they must be: {text}; trying again");
+        if let Some(withheld) = self.complaint.due(&text, Instant::now()) {
+            warn!("the traffic rules are not as they must be: {text}; trying again{withheld}");
         }
     }
 
     fn complain_of_blackhole(&mut self, error: &HostError) {
         let text = error.to_string();
-        if self.blackhole_complaint.is_due(&text, Instant::now()) {
-            warn!("{text}; trying again");
+        if let Some(withheld) = self.blackhole_complaint.due(&text, Instant::now()) {
+            warn!("{text}; trying again{withheld}");
         }
     }
 }

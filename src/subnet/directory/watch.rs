@@ -131,8 +131,10 @@ async fn reap(files: &Files, expired: Vec<Lease>) {
 
 fn complain(complaint: &mut Complaint, error: &StoreError) {
     let reason = error.to_string();
-    if complaint.is_due(&reason, Instant::now()) {
-        tracing::warn!("cannot look for leases, known routes stay: {reason}; trying again");
+    if let Some(withheld) = complaint.due(&reason, Instant::now()) {
+        tracing::warn!(
+            "cannot look for leases, known routes stay: {reason}; trying again{withheld}"
+        );
     }
 }
 

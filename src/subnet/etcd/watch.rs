@@ -74,9 +74,10 @@ impl Watch {
                 Break::Closed => return,
                 Break::Trouble(reason) => {
                     self.inner.transport.contact().lost(reason.as_str());
-                    if self.complaint.is_due(&reason, Instant::now()) {
+                    if let Some(withheld) = self.complaint.due(&reason, Instant::now()) {
                         tracing::warn!(
-                            "watch of leases interrupted, known routes stay: {reason}; trying again"
+                            "watch of leases interrupted, known routes stay: {reason}; trying \
+                             again{withheld}"
                         );
                     }
                 }

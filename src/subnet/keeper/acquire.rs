@@ -120,8 +120,8 @@ impl Patience {
         if error.is_final() {
             return Err(error);
         }
-        if self.complaint.is_due(&error.to_string(), Instant::now()) {
-            tracing::warn!("{}: {error}; trying again", self.what);
+        if let Some(withheld) = self.complaint.due(&error.to_string(), Instant::now()) {
+            tracing::warn!("{}: {error}; trying again{withheld}", self.what);
         }
         tokio::time::sleep(self.backoff.next(rng)).await;
         Ok(())

@@ -173,10 +173,13 @@ async fn perform(
 fn log(complaint: &mut Complaint, keeper: &Keeper, trouble: Option<&str>) {
     let subnet = keeper.lease().subnet;
     match trouble {
-        Some(trouble) if complaint.is_due(trouble, Instant::now()) => {
-            tracing::warn!("cannot keep the lease of {subnet} now: {trouble}; trying again");
+        Some(trouble) => {
+            if let Some(withheld) = complaint.due(trouble, Instant::now()) {
+                tracing::warn!(
+                    "cannot keep the lease of {subnet} now: {trouble}; trying again{withheld}"
+                );
+            }
         }
-        Some(_) => {}
         None if complaint.clear() => tracing::info!("the lease of {subnet} can be kept again"),
         None => {}
     }
