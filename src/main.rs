@@ -1,4 +1,4 @@
-//! `flanneld`: flags, logging, runtime, daemon or command, exit code.
+//! `flanneld`: flags, logging, rights, runtime, daemon or command, exit code.
 #![forbid(unsafe_code)]
 
 use std::io::{self, Write};
@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use flanneld::admin::status;
 use flanneld::cli::{self, Command, Options};
+use flanneld::host::capabilities;
 use flanneld::{check, cleanup, daemon, logging};
 use tokio::runtime::Runtime;
 
@@ -41,6 +42,11 @@ fn main() -> ExitCode {
 fn run(options: Options) -> ExitCode {
     if let Err(error) = logging::init(options.log.clone()) {
         eprintln!("flanneld: cannot log: {error}");
+        return ExitCode::FAILURE;
+    }
+    // Before there are more threads: capabilities belong to threads.
+    if let Err(error) = capabilities::drop_unneeded(&options.files()) {
+        tracing::error!("cannot give up capabilities: {error}");
         return ExitCode::FAILURE;
     }
     let result = runtime().and_then(|runtime| {

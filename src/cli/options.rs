@@ -14,6 +14,7 @@ use super::{UsageError, Values};
 use crate::admin;
 use crate::dataplane::sys::poll::POLL_MAX;
 use crate::dataplane::worker::SourceCheck;
+use crate::host::capabilities::Need;
 use crate::host::rules::{ForwardRules, RulesOptions};
 use crate::logging::{Format, LogOptions, Verbosity};
 
@@ -230,6 +231,26 @@ impl Options {
             healthz: healthz(values)?,
             log: log(values)?,
         })
+    }
+}
+
+impl Options {
+    /// The files and directories that the daemon works with.
+    pub fn files(&self) -> Vec<Need> {
+        // A name alone has an empty path above it: the working directory.
+        let above = self.subnet_file.parent().unwrap_or(&self.subnet_file).to_owned();
+        let mut files = vec![Need::Fill(above), Need::Read(self.subnet_file.clone())];
+        match &self.store {
+            StoreOptions::Etcd(etcd) => {
+                let cert = etcd.client_cert.iter().flat_map(|cert| [&cert.certfile, &cert.keyfile]);
+                files.extend(etcd.cafile.iter().chain(cert).cloned().map(Need::Read));
+            }
+            StoreOptions::Directory(dir) => {
+                files.extend([Need::Read(dir.join("config")), Need::Fill(dir.clone())]);
+                files.push(Need::Fill(dir.join("subnets")));
+            }
+        }
+        files
     }
 }
 

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod blackhole;
+pub mod capabilities;
 pub mod error;
 pub mod interface;
 pub mod link;

@@ -26,6 +26,7 @@ use self::keeper::Keeper;
 pub use self::keeper::{KeptRules, RulesHealth};
 use self::nftables::Nftables;
 pub use self::rule::{Family, Nets};
+pub(super) use self::tool::find as find_tool;
 use super::netlink::Host;
 
 /// Where the kernel says whether packets that stay within a bridge pass iptables.

@@ -19,7 +19,7 @@ use crate::admin::supervisor;
 const TIME_LIMIT: Duration = Duration::from_secs(30);
 
 /// Where `name` is in PATH.
-pub(super) fn find(name: &str) -> Option<PathBuf> {
+pub(in crate::host) fn find(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     std::env::split_paths(&path).map(|dir| dir.join(name)).find(|file| file.is_file())
 }
