@@ -61,6 +61,14 @@ install_build_tools() {
     install_missing protoc:protobuf-compiler cc:gcc
 }
 
+# Into target/, so that nothing is left elsewhere.
+install_cargo_deb() {
+    PATH=$PATH:$ROOT/target/tools/bin
+    command -v cargo-deb >/dev/null && return
+    step "Building cargo-deb"
+    cargo install cargo-deb --version '^3.8' --locked --quiet --root "$ROOT/target/tools" </dev/null
+}
+
 # sudo drops the PATH that cargo is in: takes the toolchain of whoever called sudo.
 find_cargo() {
     command -v cargo >/dev/null && return

@@ -13,6 +13,7 @@ install_missing ip:iproute2 tc:iproute2 ethtool:ethtool ping:iputils-ping iperf3
     tcpdump:tcpdump etcd:etcd-server etcdctl:etcd-client sysctl:procps \
     iptables:iptables nft:nftables /usr/lib/cni/bridge:containernetworking-plugins \
     dockerd:docker.io busybox:busybox-static
+install_missing debootstrap:debootstrap dpkg-shlibdeps:dpkg-dev
 # Newer Debians have the client in a package of its own.
 install_missing docker:docker-cli
 # A module has no command to look for.
@@ -41,11 +42,19 @@ if [[ $# -eq 0 ]]; then
     run cargo test --locked --benches
 fi
 
+if [[ $# -eq 0 ]]; then
+    install_cargo_deb
+fi
+
 step "Tests"
 run cargo test --locked "$@"
 
 if [[ $# -eq 0 ]]; then
     install_missing c++:g++
+    step "Static binaries"
+    run scripts/static.sh dev
+    run target/static/flanneld --version
+
     # Into target/, so that nothing is left elsewhere.
     PATH=$PATH:$ROOT/target/tools/bin
     if ! command -v cargo-fuzz >/dev/null; then

@@ -240,6 +240,8 @@ impl Options {
         // A name alone has an empty path above it: the working directory.
         let above = self.subnet_file.parent().unwrap_or(&self.subnet_file).to_owned();
         let mut files = vec![Need::Fill(above), Need::Read(self.subnet_file.clone())];
+        let socket = self.admin_socket.as_deref().and_then(Path::parent);
+        files.extend(socket.map(|above| Need::Fill(above.to_owned())));
         match &self.store {
             StoreOptions::Etcd(etcd) => {
                 let cert = etcd.client_cert.iter().flat_map(|cert| [&cert.certfile, &cert.keyfile]);

@@ -310,11 +310,12 @@ fn files_to_work_with_are_known() {
     use crate::host::capabilities::Need::{Fill, Read};
 
     let files = options(&["-etcd-cafile=ca", "-etcd-certfile=c", "-etcd-keyfile=k"]).files();
-    let run = [Fill("/run/flannel".into()), Read("/run/flannel/subnet.env".into())];
-    assert_eq!(files[..2], run);
-    assert_eq!(files[2..], ["ca", "c", "k"].map(|name| Read(name.into())));
+    let run = || Fill("/run/flannel".into());
+    assert_eq!(files[..3], [run(), Read("/run/flannel/subnet.env".into()), run()]);
+    assert_eq!(files[3..], ["ca", "c", "k"].map(|name| Read(name.into())));
 
-    let files = options(&["-store-dir=/srv/net", "-subnet-file=subnet.env"]).files();
+    let words = ["-store-dir=/srv/net", "-subnet-file=subnet.env", "-admin-socket="];
+    let files = options(&words).files();
     assert_eq!(files[..2], [Fill("".into()), Read("subnet.env".into())]);
     let store =
         [Read("/srv/net/config".into()), Fill("/srv/net".into()), Fill("/srv/net/subnets".into())];
