@@ -178,8 +178,8 @@ fn without_the_capability_the_error_says_so() {
     });
     assert_eq!(
         text,
-        "giving flannel0 the MTU of 1472 bytes and the queue length of 10000 packets: \
-         not permitted: it needs CAP_NET_ADMIN: run flanneld as root"
+        "giving flannel0 the MTU of 1472 bytes, the queue length of 10000 packets, \
+         the alias \"flanneld /run/flannel/subnet.env\": not permitted: it needs CAP_NET_ADMIN: run flanneld as root"
     );
 }
 

@@ -89,7 +89,7 @@ impl Host {
         if what.is_empty() {
             return Ok(false);
         }
-        self.change_link(link, change, &what.join(" and ")).await?;
+        self.change_link(link, change, &what.join(", ")).await?;
         Ok(true)
     }
 
