@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod cluster;
+mod network;
 mod restart;
 #[path = "../support/mod.rs"]
 mod support;
