@@ -17,11 +17,9 @@ use support::admin::{
     socket, status, until, wait_readyz,
 };
 use support::daemon::{Daemon, PATIENCE};
-use support::lab::Lab;
+use support::lab::{CONFIG, Lab};
 use support::root_or_skip;
 use support::traffic::{tcp_transfer, udp_exchange};
-
-const CONFIG: &str = r#"{"Network":"172.7.0.0/16","Backend":{"Type":"udp"}}"#;
 
 /// A network with room for one host.
 const ONE_SUBNET: &str = r#"{"Network":"172.7.0.0/16","SubnetMin":"172.7.21.0",

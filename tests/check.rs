@@ -10,11 +10,9 @@ use std::process::Command;
 
 use support::daemon::{Daemon, PATIENCE};
 use support::etcd::DeadEndpoint;
-use support::lab::{Lab, LabHost};
+use support::lab::{CONFIG, Lab, LabHost};
 use support::netns::Netns;
 use support::root_or_skip;
-
-const CONFIG: &str = r#"{"Network":"172.7.0.0/16","Backend":{"Type":"udp"}}"#;
 
 const FLANNELD: &str = env!("CARGO_BIN_EXE_flanneld");
 

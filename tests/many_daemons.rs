@@ -11,11 +11,9 @@ use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
 use rustix::process::Signal;
 use support::daemon::{Daemon, PATIENCE};
 use support::etcd::{Etcd, PREFIX, Security, etcd_or_skip};
-use support::lab::Lab;
+use support::lab::{CONFIG, Lab};
 use support::traffic::ping;
 use support::{relay, root_or_skip};
-
-const CONFIG: &str = r#"{"Network":"172.7.0.0/16","Backend":{"Type":"udp"}}"#;
 
 const HOSTS: u8 = 50;
 
@@ -46,24 +44,10 @@ fn peers_told(log: &str) -> u64 {
         .sum()
 }
 
-/// The memory that a process has touched.
-fn resident_kib(pid: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse().unwrap()
-}
-
-/// The base address of a host's subnet, which its device holds.
-fn device(lab: &Lab, host: usize) -> Ipv4Addr {
-    let subnet = &lab.host(host).subnet_env()["FLANNEL_SUBNET"];
-    let gateway: ipnet::Ipv4Net = subnet.parse().unwrap();
-    gateway.network()
-}
-
 fn neighbours_reach_each_other(lab: &Lab) {
     let hosts = lab.hosts().len();
     for host in 0..hosts {
-        ping(&lab.host(host).netns, device(lab, (host + 1) % hosts), 1, "").unwrap();
+        ping(&lab.host(host).netns, lab.host((host + 1) % hosts).tunnel().address, 1, "").unwrap();
     }
 }
 
@@ -97,7 +81,8 @@ async fn fifty_daemons_start_together_and_survive_a_restart_of_etcd() {
         lab.hosts().iter().map(|host| host.spawn_daemon(&args, &[])).collect();
     daemons.iter().for_each(Daemon::wait_ready);
     daemons.iter().for_each(wait_for_all_peers);
-    let subnets: BTreeSet<Ipv4Addr> = (0..daemons.len()).map(|host| device(&lab, host)).collect();
+    let subnets: BTreeSet<Ipv4Addr> =
+        lab.hosts().iter().map(|host| host.tunnel().address).collect();
     assert_eq!(subnets.len(), daemons.len(), "each has its own");
     neighbours_reach_each_other(&lab);
     let hosts = u64::from(HOSTS);
@@ -129,11 +114,11 @@ async fn fifty_daemons_start_together_and_survive_a_restart_of_etcd() {
     for daemon in &daemons {
         daemon.wait_log(&format!("{free}/24 at 10.4.7.199 is up"), PATIENCE);
         assert_eq!(daemon.count("is gone"), 0, "routes were dropped");
-        let resident = resident_kib(daemon.pid());
+        let resident = daemon.memory_kib("VmRSS");
         assert!(resident <= MAX_RESIDENT_KIB, "{resident} KiB");
     }
     neighbours_reach_each_other(&lab);
-    let most = daemons.iter().map(|daemon| resident_kib(daemon.pid())).max();
+    let most = daemons.iter().map(|daemon| daemon.memory_kib("VmRSS")).max();
     println!("the largest daemon holds {} KiB", most.unwrap());
     // Asked all at once, as they take their time.
     daemons.iter().for_each(|daemon| daemon.signal(Signal::TERM));

@@ -289,11 +289,7 @@ fn a_thousand_leases_cost_little_time_and_memory() {
     daemon.wait_ready();
     daemon.wait_log("1000 peers are up", PATIENCE);
     let elapsed = started.elapsed();
-    let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
-    let resident_kib: u64 = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.parse().ok())
-        .unwrap();
+    let resident_kib = daemon.memory_kib("VmRSS");
     println!("ready with 1,000 leases after {elapsed:?}, {resident_kib} KiB resident");
     assert!(resident_kib < 30 * 1024, "{resident_kib} KiB");
     // The time is printed, and held to a bound that only a hang exceeds: CI's machine is shared.

@@ -3,8 +3,10 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::{Duration, Instant};
 
+use flanneld::dataplane::packet::checksum::{finish, sum};
+
 use crate::cluster::{Cluster, report};
-use crate::support::daemon::{Daemon, PATIENCE};
+use crate::support::daemon::PATIENCE;
 use crate::support::root_or_skip;
 use crate::support::traffic::Noise;
 
@@ -25,7 +27,7 @@ const GROWTH_KIB: u64 = 4096;
 fn withstand(case: &str, cluster: &Cluster, datagram: impl Fn(&[u8; 64], &mut Vec<u8>)) {
     let traffic = cluster.traffic();
     let daemon = cluster.daemon(1);
-    let (lines, before_kib) = (daemon.log().lines().count() as u64, memory_kib(daemon));
+    let (lines, before_kib) = (daemon.log().lines().count() as u64, daemon.memory_kib("RssAnon"));
     let socket = cluster.lab.switch().udp(SocketAddrV4::new(ATTACKER, 0));
     let target = SocketAddrV4::new(cluster.lab.host(1).address, 8285);
     let (mut noise, mut seed, mut packet) = (Noise::new(5), [0; 64], Vec::new());
@@ -43,14 +45,8 @@ fn withstand(case: &str, cluster: &Cluster, datagram: impl Fn(&[u8; 64], &mut Ve
     report(case, outcome.longest_gap, &outcome);
     let more = daemon.log().lines().count() as u64 - lines;
     assert!(more <= LINES_PER_SECOND * ATTACK.as_secs(), "{more} lines\n{}", daemon.log());
-    let grown_kib = memory_kib(daemon).saturating_sub(before_kib);
+    let grown_kib = daemon.memory_kib("RssAnon").saturating_sub(before_kib);
     assert!(grown_kib <= GROWTH_KIB, "{grown_kib} KiB more than before");
-}
-
-fn memory_kib(daemon: &Daemon) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
-    let line = status.lines().find(|line| line.starts_with("RssAnon:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
 #[test]
@@ -98,14 +94,7 @@ fn malformed_packets_of_a_peer_harm_nobody() {
         packet[10..12].fill(0);
         packet[12..16].copy_from_slice(&[172, 7, 198, 5]);
         packet[16..20].copy_from_slice(&pod.octets());
-        let checksum = checksum(&packet[..20]);
+        let checksum = finish(sum(&packet[..20], 0));
         packet[10..12].copy_from_slice(&checksum.to_be_bytes());
     });
-}
-
-/// The Internet checksum of RFC 1071, for a header of 20 bytes.
-fn checksum(header: &[u8]) -> u16 {
-    let words = header.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1]));
-    let sum: u32 = words.sum();
-    !(((sum & 0xffff) + (sum >> 16)) as u16)
 }

@@ -2,13 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use crate::support::daemon::{Daemon, PATIENCE};
-use crate::support::lab::Lab;
+use crate::support::daemon::Daemon;
+use crate::support::lab::{CONFIG, Lab};
 use crate::support::running::{Outcome, Traffic};
 use crate::support::traffic::End;
-
-/// The network config of a fresh store.
-pub(crate) const CONFIG: &str = r#"{"Network":"172.7.0.0/16","Backend":{"Type":"udp"}}"#;
 
 /// Two hosts on a directory store, that know each other.
 pub(crate) struct Cluster {
@@ -20,18 +17,12 @@ pub(crate) struct Cluster {
 impl Cluster {
     /// Starts both daemons with these flags beside the store's, and waits until packets flow.
     pub(crate) fn new(args: &[&str]) -> Cluster {
-        let lab = Lab::new(2);
-        let store = lab.store_dir(CONFIG).to_str().unwrap().to_owned();
-        let mut cluster = Cluster { lab, store, daemons: vec![None, None] };
-        for host in 0..2 {
-            cluster.spawn(host, args);
-        }
-        for host in 0..2 {
-            cluster.daemon(host).wait_ready();
-            cluster.daemon(host).wait_log("is up", PATIENCE);
-            cluster.lab.host_mut(host).add_pod();
-        }
-        cluster
+        let mut lab = Lab::new(2);
+        let store = lab.store_dir(CONFIG);
+        let daemons = lab.start_overlay(&store, |_| args.to_vec());
+        lab.add_pods();
+        let store = store.to_str().unwrap().to_owned();
+        Cluster { lab, store, daemons: daemons.into_iter().map(Some).collect() }
     }
 
     /// Starts the daemon of a host; returns when the process was started.

@@ -2,8 +2,9 @@
 
 use std::time::Instant;
 
-use crate::cluster::{CONFIG, Cluster, report};
+use crate::cluster::{Cluster, report};
 use crate::support::daemon::{Daemon, PATIENCE};
+use crate::support::lab::CONFIG;
 use crate::support::root_or_skip;
 use crate::support::traffic::{ping, tcp_transfer};
 
@@ -100,9 +101,7 @@ fn changed_settings_are_applied_by_the_next_daemon() {
         assert!(device.contains("172.8.0.0/16") && !device.contains("172.7."), "{device}");
         cluster.daemon(host).wait_log("is up", PATIENCE);
     }
-    let tunnel_address =
-        |host: usize| cluster.lab.host(host).subnet_env()["FLANNEL_SUBNET"].replace(".1/24", ".0");
-    let far = tunnel_address(1).parse().unwrap();
+    let far = cluster.lab.host(1).tunnel().address;
     ping(&cluster.lab.host(0).netns, far, 2, "").unwrap();
 }
 

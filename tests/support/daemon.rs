@@ -77,6 +77,16 @@ impl Daemon {
         self.child.id()
     }
 
+    /// A figure of its memory in KiB: `VmRSS`, `RssAnon` or another of proc_pid_status(5).
+    pub fn memory_kib(&self, field: &str) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        status
+            .lines()
+            .filter_map(|line| line.strip_prefix(field)?.strip_prefix(':'))
+            .find_map(|value| value.trim().strip_suffix(" kB")?.parse().ok())
+            .unwrap_or_else(|| panic!("no {field} in {status}"))
+    }
+
     /// What it has logged so far.
     pub fn log(&self) -> String {
         self.log.written.lock().unwrap().lines.join("\n")
