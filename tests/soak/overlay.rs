@@ -43,7 +43,12 @@ impl Overlay {
     /// Starts the daemons at their default settings.
     pub(crate) fn new(model: LinkModel) -> Overlay {
         let mut lab = Lab::with_links(HOSTS, 1500, model);
-        let store = lab.store_dir(CONFIG);
+        // A daemon that lost a race, or found others' subnets taken, draws from beyond the first
+        // hundred otherwise: from where the leases of the churn are.
+        let config =
+            CONFIG.replace(r#""172.7.0.0/16","#, r#""172.7.0.0/16","SubnetMax":"172.7.100.0","#);
+        assert_ne!(config, CONFIG);
+        let store = lab.store_dir(&config);
         let daemons = lab.start_overlay(&store, |_| vec![]);
         lab.add_pods();
         let mut overlay = Overlay { lab, store, daemons, log_lines: Vec::new() };
