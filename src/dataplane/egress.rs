@@ -125,6 +125,10 @@ impl Egress {
                 }
             }
         }
+        // What was taken from the device is nobody else's to send.
+        for lane in &mut self.lanes {
+            while !lane.batch.is_sent() && self.carrier.send_slice(lane) == Wake::Ready {}
+        }
         Exit::Stopped
     }
 
