@@ -4,6 +4,7 @@
 //! taken; `subnet.env` is written, and readiness told, only when packets are carried.
 #![forbid(unsafe_code)]
 
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,12 +13,13 @@ use anyhow::Context;
 use rand::rngs::StdRng;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 use tracing::{error, info, warn};
 
 use crate::admin::Admin;
 use crate::admin::state::State;
 use crate::admin::supervisor::Supervisor;
+use crate::backend::kept::{self, Kept};
 use crate::backend::udp::{UdpBackend, UdpOptions};
 use crate::backend::{self, Backend, BackendError};
 use crate::cli::{OffloadMode, Options, StoreOptions};
@@ -43,19 +45,24 @@ const UPDATE_QUEUE: usize = 256;
 /// More changes than this at once are told in one line.
 const PEERS_TOLD_ONE_BY_ONE: usize = 32;
 
+/// The store has just given us our lease, and lists the others as fast.
+const FIRST_PEERS_PATIENCE: Duration = Duration::from_secs(5);
+
 /// Pause between attempts to write `subnet.env`.
 const ENV_FILE_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Runs the daemon until a signal ends it.
+/// Runs the daemon until a signal ends it. `passed` are the descriptors that the service manager
+/// has kept for it, with their names.
 ///
 /// # Errors
 /// Whatever keeps it from starting; each names the thing, the value and the fix.
-pub async fn run(options: Options) -> anyhow::Result<()> {
+pub async fn run(options: Options, passed: Vec<(String, OwnedFd)>) -> anyhow::Result<()> {
     let mut signals = Signals::new()?;
     // Before anything else, so that whoever asks is told what is missing.
     let admin = Admin::start(options.healthz, options.admin_socket.as_deref()).await?;
     let mut supervisor = Supervisor::new(|name| std::env::var_os(name));
-    let mut start = std::pin::pin!(Daemon::start(&options, &admin.state));
+    let kept = take_over(passed, &supervisor);
+    let mut start = std::pin::pin!(Daemon::start(&options, &admin.state, kept));
     let started = loop {
         tokio::select! {
             started = &mut start => break started?,
@@ -87,7 +94,11 @@ struct Daemon<'o> {
 }
 
 impl<'o> Daemon<'o> {
-    async fn start(options: &'o Options, state: &'o State) -> anyhow::Result<Daemon<'o>> {
+    async fn start(
+        options: &'o Options,
+        state: &'o State,
+        kept: Kept,
+    ) -> anyhow::Result<Daemon<'o>> {
         let store = open_store(&options.store).await?;
         info!("the store is {}", store.describe());
         state.store_is(Arc::clone(&store));
@@ -96,7 +107,7 @@ impl<'o> Daemon<'o> {
         let host = Host::open()?;
         let rules =
             Rules::prepare(options.rules, config.enable_nftables, families(&config)).await?;
-        let mut backend = prepare(options, &config, host.clone()).await?;
+        let mut backend = prepare(options, &config, host.clone(), kept).await?;
 
         let (config, own) = acquire::acquire_with_retry(
             &*store,
@@ -108,15 +119,17 @@ impl<'o> Daemon<'o> {
         .await?;
         info!("this host leases {} of {}", own.subnet.v4, config.network);
         state.leased(config.network, own.clone());
-        backend.start(config.network, &own).await?;
+
+        let (updates_in, mut updates) = mpsc::channel(UPDATE_QUEUE);
+        let timing = Timing { ttl: LEASE_TTL, margin: options.renew_margin };
+        tokio::spawn(keeper::run(store, own.clone(), timing, updates_in));
+        let mut peers = Peers::new(own.clone());
+        // What waits in device and socket is dropped if its peer is not known by then.
+        let (unpublished, others) = first_peers(&mut updates, &mut peers).await;
+        backend.start(config.network, &own, &mut peers.leases()).await?;
         state.backend_is(backend.view(), host.clone());
         let rules = rules.start(host, nets(&config, &own.subnet)).await?;
         state.rules_are(rules.health());
-
-        let (updates_in, updates) = mpsc::channel(UPDATE_QUEUE);
-        let timing = Timing { ttl: LEASE_TTL, margin: options.renew_margin };
-        tokio::spawn(keeper::run(store, own.clone(), timing, updates_in));
-        let peers = Peers::new(own.clone());
         let mut daemon = Daemon {
             options,
             state,
@@ -126,9 +139,12 @@ impl<'o> Daemon<'o> {
             peers,
             own,
             updates,
-            unpublished: Vec::new(),
+            unpublished,
             env_file_due: None,
         };
+        for update in others {
+            daemon.take(update).await;
+        }
         daemon.write_env_file();
         Ok(daemon)
     }
@@ -157,8 +173,9 @@ impl<'o> Daemon<'o> {
 
     /// Follows the store, keeps the device as it must be, and ends with a signal.
     async fn serve(mut self, signals: &mut Signals, supervisor: &mut Supervisor) {
-        let mut publish_at: Option<Instant> = None;
+        let mut publish_at = (!self.unpublished.is_empty()).then(Instant::now);
         let mut next_publish = Instant::now();
+        self.keep_descriptors(supervisor);
         supervisor.tell(self.state);
         loop {
             tokio::select! {
@@ -167,7 +184,11 @@ impl<'o> Daemon<'o> {
                     break;
                 }
                 () = supervisor.due() => supervisor.tell(self.state),
-                () = self.backend.disturbed() => self.backend.repair().await,
+                () = self.backend.disturbed() => {
+                    if self.backend.repair().await {
+                        self.keep_descriptors(supervisor);
+                    }
+                }
                 update = self.updates.recv() => {
                     let Some(update) = update else {
                         error!("the lease is not kept any more: this is a bug; stopping");
@@ -200,6 +221,12 @@ impl<'o> Daemon<'o> {
         supervisor.stopping();
         self.rules.stop().await;
         self.backend.stop();
+    }
+
+    fn keep_descriptors(&self, supervisor: &Supervisor) {
+        for (name, fds) in self.backend.to_keep() {
+            supervisor.keep(name, &fds);
+        }
     }
 
     /// Remembers what the next table of routes will change; says whether that is anything.
@@ -239,6 +266,37 @@ impl<'o> Daemon<'o> {
             }
         }
     }
+}
+
+/// Sorts what was passed. Only we hold it from here on: what turns out not to fit is closed, and
+/// must be free to be opened anew then.
+fn take_over(passed: Vec<(String, OwnedFd)>, supervisor: &Supervisor) -> Kept {
+    if !passed.is_empty() {
+        for name in kept::NAMES {
+            supervisor.forget(name);
+        }
+        supervisor.settle();
+    }
+    Kept::sort(passed)
+}
+
+/// Takes the peers from the first report of the store, unless that is long in coming: what is
+/// carried then has no peers yet. Gives back as well what was told before it.
+async fn first_peers(
+    updates: &mut mpsc::Receiver<Update>,
+    peers: &mut Peers,
+) -> (Vec<Change>, Vec<Update>) {
+    let deadline = Instant::now() + FIRST_PEERS_PATIENCE;
+    let mut others = Vec::new();
+    while let Ok(Some(update)) = timeout_at(deadline, updates.recv()).await {
+        match update {
+            Update::Store(event) => {
+                return (peers.apply(event, Instant::now().into_std()), others);
+            }
+            other => others.push(other),
+        }
+    }
+    (Vec::new(), others)
 }
 
 /// Says which peers came and went; of many at once only how many.
@@ -296,6 +354,7 @@ async fn prepare(
     options: &Options,
     config: &NetworkConfig,
     host: Host,
+    kept: Kept,
 ) -> anyhow::Result<Box<dyn Backend>> {
     if config.backend.kind != "udp" {
         return Err(BackendError::Unknown { kind: config.backend.kind.clone() }.into());
@@ -317,7 +376,7 @@ async fn prepare(
         },
         busy_poll: options.busy_poll,
     };
-    Ok(Box::new(UdpBackend::prepare(config, udp, &external, host).await?))
+    Ok(Box::new(UdpBackend::prepare(config, udp, &external, host, kept).await?))
 }
 
 /// What tells this daemon's device from another's: each has a `subnet.env` of its own.

@@ -2,10 +2,12 @@
 #![forbid(unsafe_code)]
 
 use std::io::{self, Write};
+use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 
 use flanneld::admin::status;
 use flanneld::cli::{self, Command, Options};
+use flanneld::dataplane::sys::inherited;
 use flanneld::host::capabilities;
 use flanneld::{check, cleanup, daemon, logging};
 use tokio::runtime::Runtime;
@@ -18,7 +20,10 @@ const EXIT_USAGE: u8 = 2;
 
 fn main() -> ExitCode {
     match cli::parse(std::env::args_os().skip(1), |name| std::env::var_os(name)) {
-        Ok(Command::Run(options)) => run(*options),
+        Ok(Command::Run(options)) => {
+            let passed = inherited::take(|name| std::env::var_os(name));
+            run(*options, passed)
+        }
         Ok(Command::Status(options)) => status::run(&options),
         Ok(Command::Check { options, json }) => report(check(&options, json)),
         Ok(Command::Cleanup { options, dry_run }) => report(cleanup(&options, dry_run)),
@@ -39,7 +44,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(options: Options) -> ExitCode {
+fn run(options: Options, passed: Vec<(String, OwnedFd)>) -> ExitCode {
     if let Err(error) = logging::init(options.log.clone()) {
         eprintln!("flanneld: cannot log: {error}");
         return ExitCode::FAILURE;
@@ -50,7 +55,7 @@ fn run(options: Options) -> ExitCode {
         return ExitCode::FAILURE;
     }
     let result = runtime().and_then(|runtime| {
-        let result = runtime.block_on(daemon::run(options));
+        let result = runtime.block_on(daemon::run(options, passed));
         // A request to the store that hangs must not hold up the end.
         runtime.shutdown_background();
         result

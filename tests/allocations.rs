@@ -37,7 +37,7 @@ fn carry(host: &LabHost, own: u8, peer: u8) -> (Dataplane, Arc<Stats>) {
     let (tun, sockets) = host.netns.enter(|| {
         (
             Tun::create("flannel%d", TunOffload::TsoUso, width.queues).unwrap(),
-            Sockets::bind(bind, UdpWish { gso: true, gro: true }, width).unwrap(),
+            Sockets::bind(bind, UdpWish { gso: true, gro: true }, width, Vec::new()).unwrap(),
         )
     });
     assert_eq!(tun.name(), "flannel0");

@@ -9,6 +9,7 @@ use std::sync::mpsc;
 use std::thread::Scope;
 use std::time::Duration;
 
+use flanneld::backend::kept::Kept;
 use flanneld::backend::udp::{UdpBackend, UdpOptions};
 use flanneld::backend::{Backend, time_to_next_publish};
 use flanneld::config::NetworkConfig;
@@ -196,9 +197,10 @@ impl Plane {
             public_ip: *NEAR.endpoint.ip(),
         };
         let host = Host::open().unwrap();
-        let mut backend = UdpBackend::prepare(&config, options, &external, host).await.unwrap();
+        let mut backend =
+            UdpBackend::prepare(&config, options, &external, host, Kept::default()).await.unwrap();
         let own = own();
-        backend.start(OVERLAY, &own).await.unwrap();
+        backend.start(OVERLAY, &own, &mut std::iter::empty()).await.unwrap();
         let mut plane = Plane { backend: Box::new(backend), peers: Peers::new(own), changes: 0 };
         plane.hold(1);
         plane.publish();

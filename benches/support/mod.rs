@@ -104,7 +104,8 @@ impl Carrier {
         let tun =
             netns.enter(|| Tun::create("flannel%d", TunOffload::TsoUso, WIDTH.queues).unwrap());
         let wish = UdpWish { gso: true, gro: true };
-        let sockets = underlay.enter(|| Sockets::bind(own.endpoint, wish, WIDTH).unwrap());
+        let sockets =
+            underlay.enter(|| Sockets::bind(own.endpoint, wish, WIDTH, Vec::new()).unwrap());
         let setup = TunSetup {
             name: tun.name().to_owned(),
             mtu: MTU.into(),

@@ -1,24 +1,42 @@
 //! The notifications that systemd's `Type=notify` services send (sd_notify(3)): READY, STATUS,
-//! WATCHDOG, STOPPING. There is no RELOADING, for nothing can be reloaded.
+//! WATCHDOG, STOPPING. There is no RELOADING, for nothing can be reloaded. [`fd_store`] sends those
+//! about descriptors.
 //!
 //! They are sent from the daemon's own loop: a loop that hangs sends none, and systemd restarts the
-//! daemon. Sending never waits. Children must not inherit [`VARIABLES`].
+//! daemon. Sending them never waits. Children must not inherit [`VARIABLES`].
 #![forbid(unsafe_code)]
 
+mod fd_store;
+
 use std::ffi::OsString;
-use std::io;
-use std::os::linux::net::SocketAddrExt;
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
 
+use rustix::net::{
+    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, sendmsg_addr,
+};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use self::fd_store::SCM_MAX_FD;
 use super::state::{Missing, State};
 
 /// What systemd tells its services by.
-pub const VARIABLES: [&str; 3] = ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"];
+pub const VARIABLES: [&str; 6] = [
+    "NOTIFY_SOCKET",
+    "WATCHDOG_USEC",
+    "WATCHDOG_PID",
+    "LISTEN_PID",
+    "LISTEN_FDS",
+    "LISTEN_FDNAMES",
+];
+
+/// How long a manager that does not read may hold up those messages that must not be lost.
+const SEND_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Time between two looks at the state.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -32,7 +50,7 @@ pub struct Supervisor {
 #[derive(Debug)]
 struct Line {
     socket: UnixDatagram,
-    address: SocketAddr,
+    address: SocketAddrUnix,
     told_ready: bool,
     status: String,
     next_look: Instant,
@@ -122,18 +140,30 @@ impl Supervisor {
 impl Line {
     /// Says whether it was sent: a manager that does not read must not hold up the daemon.
     fn send(&self, message: &str) -> bool {
-        self.socket.send_to_addr(message.as_bytes(), &self.address).is_ok()
+        self.post(message, &[], SendFlags::DONTWAIT).is_ok()
+    }
+
+    /// Sends a message with up to [`SCM_MAX_FD`] descriptors.
+    fn post(&self, message: &str, fds: &[BorrowedFd<'_>], flags: SendFlags) -> io::Result<()> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SCM_MAX_FD))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        if !fds.is_empty() {
+            control.push(SendAncillaryMessage::ScmRights(fds));
+        }
+        let message = [IoSlice::new(message.as_bytes())];
+        sendmsg_addr(&self.socket, &self.address, &message, &mut control, flags)?;
+        Ok(())
     }
 }
 
 /// A socket to send by, and where to: a path, or with `@` in front a name of the abstract space.
-fn open(name: &OsString) -> io::Result<(UnixDatagram, SocketAddr)> {
+fn open(name: &OsString) -> io::Result<(UnixDatagram, SocketAddrUnix)> {
     let address = match name.as_bytes() {
-        [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
-        _ => SocketAddr::from_pathname(name)?,
+        [b'@', name @ ..] => SocketAddrUnix::new_abstract_name(name)?,
+        path => SocketAddrUnix::new(path)?,
     };
     let socket = UnixDatagram::unbound()?;
-    socket.set_nonblocking(true)?;
+    socket.set_write_timeout(Some(SEND_PATIENCE))?;
     Ok((socket, address))
 }
 
@@ -149,6 +179,8 @@ fn watchdog_period(env: &impl Fn(&str) -> Option<OsString>) -> Option<Duration> 
 #[cfg(test)]
 mod tests {
     use std::collections::HashMap;
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::SocketAddr;
 
     use super::*;
 

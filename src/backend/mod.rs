@@ -6,6 +6,7 @@
 //! and [`Backend::repair`] put back what somebody took away; [`Backend::stop`] ends.
 #![forbid(unsafe_code)]
 
+pub mod kept;
 pub mod udp;
 pub mod view;
 
@@ -16,6 +17,7 @@ use async_trait::async_trait;
 use ipnet::Ipv4Net;
 use thiserror::Error;
 
+use self::kept::ToKeep;
 use self::view::View;
 use crate::dataplane::sys::socket::SocketError;
 use crate::dataplane::sys::tun::TunError;
@@ -72,6 +74,9 @@ pub enum BackendError {
     Start(#[from] std::io::Error),
 }
 
+/// The leases of all peers, one after the other.
+pub type LeasesOf<'a, 'leases> = &'a mut (dyn Iterator<Item = &'leases Lease> + Send);
+
 /// One way to carry packets between hosts.
 #[async_trait]
 pub trait Backend: Send {
@@ -84,14 +89,19 @@ pub trait Backend: Send {
     /// What it shows of itself, the same for its whole life.
     fn view(&self) -> Arc<View>;
 
-    /// Starts to carry packets for the lease `own` of the network `overlay`.
+    /// Starts to carry packets for the lease `own` of the network `overlay`, with these peers.
     ///
     /// # Errors
     /// When device or threads cannot be set up.
-    async fn start(&mut self, overlay: Ipv4Net, own: &Lease) -> Result<(), BackendError>;
+    async fn start(
+        &mut self,
+        overlay: Ipv4Net,
+        own: &Lease,
+        peers: LeasesOf<'_, '_>,
+    ) -> Result<(), BackendError>;
 
     /// These are the peers now; replaces what was published before.
-    fn publish(&mut self, peers: &mut dyn Iterator<Item = &Lease>);
+    fn publish(&mut self, peers: LeasesOf<'_, '_>);
 
     /// Our own subnet is another one now. Peers are published again after this.
     ///
@@ -103,8 +113,12 @@ pub trait Backend: Send {
     /// earlier [`Backend::repair`] wants another try. May be dropped at any time.
     async fn disturbed(&mut self);
 
-    /// Puts back what somebody took away. A failure is logged and tried again later.
-    async fn repair(&mut self);
+    /// Puts back what somebody took away; says whether [`Backend::to_keep`] is something else now.
+    /// A failure is logged and tried again later.
+    async fn repair(&mut self) -> bool;
+
+    /// What the next daemon shall find open, if it comes soon.
+    fn to_keep(&self) -> ToKeep<'_>;
 
     /// Ends. What the kernel frees with our descriptors needs nothing else.
     fn stop(self: Box<Self>);

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,8 +11,9 @@ use ipnet::Ipv4Net;
 use tokio::sync::{Notify, mpsc};
 use tracing::{info, warn};
 
+use super::kept::{self, Kept, ToKeep};
 use super::view::View;
-use super::{Backend, BackendError};
+use super::{Backend, BackendError, LeasesOf};
 use crate::config::NetworkConfig;
 use crate::dataplane::routes::{Route, Routes, SharedRoutes};
 use crate::dataplane::sys::socket::UdpWish;
@@ -83,16 +85,31 @@ impl UdpOptions {
         Tun::create(name, self.tun_offload, self.width.queues)
     }
 
-    /// Takes over the device that an earlier daemon left, or creates one.
-    async fn claim_tun(&self, host: &Host, network: Ipv4Net) -> Result<Tun, BackendError> {
+    /// Takes over the device that an earlier daemon left, with its queues if they were `kept` open,
+    /// or creates one.
+    async fn claim_tun(
+        &self,
+        host: &Host,
+        network: Ipv4Net,
+        kept: Vec<OwnedFd>,
+    ) -> Result<Tun, BackendError> {
+        let kept = Tun::adopt(kept, self.tun_offload, self.width.queues);
         let (multi_queue, vnet_hdr) = Tun::shape(self.tun_offload, self.width.queues);
         let wanted = WantedTun {
             alias: &self.tun_alias,
             name: &self.tun_name,
             shape: TunShape { multi_queue, vnet_hdr },
             network,
+            held: kept.as_ref().map(Tun::name),
         };
         let left = host.left_tun(&wanted).await?;
+        if let Some(tun) = kept {
+            if left.as_deref() == Some(tun.name()) {
+                return Ok(tun);
+            }
+            // Closed, or the new one could not have its name.
+            drop(tun);
+        }
         Ok(self.create_tun(left.as_deref().unwrap_or(&self.tun_name))?)
     }
 }
@@ -124,6 +141,8 @@ struct Running {
     device_gone: Arc<Notify>,
     changes: mpsc::Receiver<LinkChange>,
     trouble: Option<Trouble>,
+    /// How many devices there were.
+    launched: u64,
 }
 
 /// What [`Backend::repair`] has to do.
@@ -138,7 +157,7 @@ enum Trouble {
 }
 
 impl UdpBackend {
-    /// Claims the socket and the device, so that whatever is wrong with them is known before a
+    /// Claims the sockets and the device, or takes over those that were kept, so that whatever is wrong with them is known before a
     /// lease is taken.
     ///
     /// # Errors
@@ -148,6 +167,7 @@ impl UdpBackend {
         mut options: UdpOptions,
         external: &ExternalInterface,
         host: Host,
+        kept: Kept,
     ) -> Result<UdpBackend, BackendError> {
         if options.tun_offload == TunOffload::None {
             // Such a device has one queue.
@@ -156,8 +176,8 @@ impl UdpBackend {
         let port = config.backend.udp_port()?;
         let mtu = tunnel_mtu(external)?;
         let address = SocketAddrV4::new(external.address, port);
-        let sockets = Sockets::bind(address, options.udp, options.width)?;
-        let tun = options.claim_tun(&host, config.network).await?;
+        let sockets = Sockets::bind(address, options.udp, options.width, kept.udp)?;
+        let tun = options.claim_tun(&host, config.network, kept.tun).await?;
         Ok(UdpBackend {
             public_ip: external.public_ip,
             port,
@@ -171,6 +191,25 @@ impl UdpBackend {
             options,
             host,
         })
+    }
+
+    /// The table of routes to these peers; counters of others are forgotten.
+    fn routes(&self, overlay: Ipv4Net, own: Ipv4Net, peers: LeasesOf<'_, '_>) -> Routes {
+        let routes: Vec<Route> = peers
+            .filter(|lease| lease.attrs.names_one_host())
+            .map(|lease| {
+                let ip = lease.attrs.public_ip;
+                Route {
+                    subnet: lease.subnet.v4,
+                    endpoint: SocketAddrV4::new(ip, self.port),
+                    stats: Arc::clone(&self.view.peers.entry(ip).or_default()),
+                }
+            })
+            .collect();
+        let routes = Routes::build(overlay, own, routes);
+        self.view.peers.retain(|&ip, _| routes.is_peer(ip));
+        self.view.set_routes(routes.len());
+        routes
     }
 
     fn settings(&self) -> Settings {
@@ -204,6 +243,7 @@ impl UdpBackend {
             &self.view.stats,
             move || gone.notify_one(),
         )?);
+        running.launched += 1;
         Ok(())
     }
 
@@ -257,7 +297,12 @@ impl Backend for UdpBackend {
         Arc::clone(&self.view)
     }
 
-    async fn start(&mut self, overlay: Ipv4Net, own: &Lease) -> Result<(), BackendError> {
+    async fn start(
+        &mut self,
+        overlay: Ipv4Net,
+        own: &Lease,
+        peers: LeasesOf<'_, '_>,
+    ) -> Result<(), BackendError> {
         let tun = match self.prepared.take() {
             Some(tun) => tun,
             None => self.options.create_tun(&self.options.tun_name)?,
@@ -268,11 +313,12 @@ impl Backend for UdpBackend {
             overlay,
             own,
             name: String::new(),
-            routes: SharedRoutes::new(Routes::build(overlay, own, Vec::new())),
+            routes: SharedRoutes::new(self.routes(overlay, own, peers)),
             dataplane: None,
             device_gone: Arc::default(),
             changes,
             trouble: None,
+            launched: 0,
         };
         self.launch(tun, &mut running).await?;
         self.view.device_is_up(&running.name, self.mtu);
@@ -288,23 +334,9 @@ impl Backend for UdpBackend {
         Ok(())
     }
 
-    fn publish(&mut self, peers: &mut dyn Iterator<Item = &Lease>) {
+    fn publish(&mut self, peers: LeasesOf<'_, '_>) {
         let Some(running) = &self.running else { return };
-        let routes: Vec<Route> = peers
-            .filter(|lease| lease.attrs.names_one_host())
-            .map(|lease| {
-                let ip = lease.attrs.public_ip;
-                Route {
-                    subnet: lease.subnet.v4,
-                    endpoint: SocketAddrV4::new(ip, self.port),
-                    stats: Arc::clone(&self.view.peers.entry(ip).or_default()),
-                }
-            })
-            .collect();
-        let routes = Routes::build(running.overlay, running.own, routes);
-        self.view.peers.retain(|&ip, _| routes.is_peer(ip));
-        self.view.set_routes(routes.len());
-        running.routes.publish(routes);
+        running.routes.publish(self.routes(running.overlay, running.own, peers));
     }
 
     async fn move_to(&mut self, own: &Lease) -> Result<(), BackendError> {
@@ -337,8 +369,9 @@ impl Backend for UdpBackend {
         }
     }
 
-    async fn repair(&mut self) {
-        let Some(mut running) = self.running.take() else { return };
+    async fn repair(&mut self) -> bool {
+        let Some(mut running) = self.running.take() else { return false };
+        let launched = running.launched;
         if let Some(trouble) = running.trouble.take() {
             let mended = self.mend(&mut running, trouble).await;
             match &mended {
@@ -362,7 +395,15 @@ impl Backend for UdpBackend {
                 }
             }
         }
+        let replaced = running.launched != launched;
         self.running = Some(running);
+        replaced
+    }
+
+    fn to_keep(&self) -> ToKeep<'_> {
+        let dataplane = self.running.as_ref().and_then(|running| running.dataplane.as_ref());
+        let queues = dataplane.into_iter().flat_map(Dataplane::queues);
+        kept::to_keep(queues.collect(), self.sockets.receivers().collect())
     }
 
     fn stop(self: Box<Self>) {

@@ -55,7 +55,7 @@ struct Lane {
     /// Whether the socket may hold more.
     ready: bool,
     /// Datagrams that the kernel has dropped there so far; it counts them in 32 bits.
-    kernel_drops: u32,
+    kernel_drops: Option<u32>,
 }
 
 /// What a batch becomes, wired once.
@@ -83,7 +83,8 @@ impl Ingress {
         let lanes = shared.receivers.iter().map(|socket| Lane {
             socket: Arc::clone(socket),
             ready: false,
-            kernel_drops: 0,
+            // Of an adopted one, the figure has grown before.
+            kernel_drops: (!socket.is_adopted()).then_some(0),
         });
         let (slots, slot_bytes) = if shared.receivers.iter().all(|socket| socket.merges()) {
             (TRAIN_SLOTS, TRAIN_SLOT_BYTES)
@@ -173,7 +174,8 @@ impl Batch {
         for message in 0..messages {
             let message = receiver.message(message);
             if let Some(drops) = message.kernel_drops {
-                let new = drops.wrapping_sub(std::mem::replace(&mut lane.kernel_drops, drops));
+                let before = lane.kernel_drops.replace(drops).unwrap_or(drops);
+                let new = drops.wrapping_sub(before);
                 self.stats.ingress.kernel_drops.add(u64::from(new));
             }
             if message.len > message.stride {

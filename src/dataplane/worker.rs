@@ -3,6 +3,7 @@
 
 use std::io;
 use std::net::SocketAddrV4;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::thread::{self, JoinHandle};
@@ -66,7 +67,8 @@ pub struct Sockets {
 }
 
 impl Sockets {
-    /// Binds to `address` what a data path of this width needs.
+    /// Binds to `address` what a data path of this width needs, or takes what the process before
+    /// `left` open, if it is the same.
     ///
     /// # Errors
     /// See [`SocketError`].
@@ -74,17 +76,19 @@ impl Sockets {
         address: SocketAddrV4,
         wish: UdpWish,
         width: Width,
+        left: Vec<OwnedFd>,
     ) -> Result<Sockets, SocketError> {
         let pairs = width.pairs.clamp(1, width.queues.max(1));
         let count = width.queues.clamp(1, MAX_RECEIVERS.max(pairs));
         let sharing = if count == 1 { Sharing::Never } else { Sharing::Group };
-        if sharing == Sharing::Group {
-            // Sharing would hide another daemon's sockets: this one finds them.
-            drop(UdpSocket::bind(address, wish, Sharing::Never)?);
-        }
-        let receivers = (0..count)
-            .map(|_| UdpSocket::bind(address, wish, sharing).map(Arc::new))
-            .collect::<Result<Vec<_>, _>>()?;
+        let adopted: Option<Vec<_>> = (left.len() == count)
+            .then(|| left.into_iter().map(|fd| UdpSocket::adopt(fd, address, wish, sharing)))
+            .and_then(Iterator::collect);
+        let receivers = match adopted {
+            Some(receivers) => receivers,
+            None => bind_group(address, wish, sharing, count)?,
+        };
+        let receivers: Vec<_> = receivers.into_iter().map(Arc::new).collect();
         let senders = match sharing {
             Sharing::Never => receivers.clone(),
             Sharing::Group => (0..width.queues)
@@ -94,11 +98,30 @@ impl Sockets {
         Ok(Sockets { receivers, senders, pairs })
     }
 
+    /// Those that receive.
+    pub fn receivers(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.receivers.iter().map(|socket| socket.as_fd())
+    }
+
     /// Bytes of all receive buffers that the kernel granted, its own book-keeping included.
     #[must_use]
     pub fn receive_buffer_bytes(&self) -> usize {
         self.receivers.iter().map(|socket| socket.receive_buffer_bytes()).sum()
     }
+}
+
+/// Binds so many sockets to one address; none if another process has one there.
+fn bind_group(
+    address: SocketAddrV4,
+    wish: UdpWish,
+    sharing: Sharing,
+    count: usize,
+) -> Result<Vec<UdpSocket>, SocketError> {
+    if sharing == Sharing::Group {
+        // Sharing would hide another daemon's sockets: this one finds them.
+        drop(UdpSocket::bind(address, wish, Sharing::Never)?);
+    }
+    (0..count).map(|_| UdpSocket::bind(address, wish, sharing)).collect()
 }
 
 /// What the threads of one pair share.
@@ -199,6 +222,11 @@ impl Dataplane {
             dataplane.spawn("flannel-ingress", pair, move || ingress_ended(ingress.run()))?;
         }
         Ok(dataplane)
+    }
+
+    /// The queues of its device.
+    pub fn queues(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        (0..self.tun.queues()).map(|queue| self.tun.queue(queue))
     }
 
     fn spawn(

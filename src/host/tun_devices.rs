@@ -21,6 +21,8 @@ pub struct WantedTun<'a> {
     pub shape: TunShape,
     /// The overlay network that must be routed to it.
     pub network: Ipv4Net,
+    /// The device that this process itself holds already.
+    pub held: Option<&'a str>,
 }
 
 impl Host {
@@ -43,14 +45,14 @@ impl Host {
     ///
     /// # Errors
     ///
-    /// [`HostError::TunHeld`] if a program holds it, and if the kernel cannot be asked.
+    /// [`HostError::TunHeld`] if another program holds it, and if the kernel cannot be asked.
     pub async fn left_tun(&self, wanted: &WantedTun<'_>) -> Result<Option<String>, HostError> {
         let mut taken = None;
         for link in self.links().await? {
             if !link.is_tun || link.alias != wanted.alias {
                 continue;
             }
-            if link.carrier {
+            if link.carrier && wanted.held != Some(&link.name) {
                 return Err(HostError::TunHeld { name: link.name, alias: link.alias });
             }
             let unfit = match taken {

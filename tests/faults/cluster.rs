@@ -34,6 +34,11 @@ impl Cluster {
         started
     }
 
+    /// Another daemon runs on a host from now on.
+    pub(crate) fn put(&mut self, host: usize, daemon: Daemon) {
+        self.daemons[host] = Some(daemon);
+    }
+
     /// The daemon that runs on a host.
     pub(crate) fn daemon(&self, host: usize) -> &Daemon {
         self.daemons[host].as_ref().expect("it runs")

@@ -5,6 +5,7 @@
 
 mod attacks;
 mod cluster;
+mod handover;
 mod network;
 mod restart;
 #[path = "../support/mod.rs"]

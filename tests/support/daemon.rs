@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::io::{BufRead, BufReader};
-use std::process::{Child, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -47,10 +47,14 @@ struct Written {
 impl Daemon {
     /// Starts `flanneld ARGS` inside `netns`, with the variables of `env` beside the inherited ones.
     pub fn spawn(netns: &Netns, args: &[&str], env: &[(&str, &str)]) -> Self {
-        let mut child = netns
-            .command(env!("CARGO_BIN_EXE_flanneld"))
-            .args(args)
-            .envs(env.iter().copied())
+        let mut command = netns.command(env!("CARGO_BIN_EXE_flanneld"));
+        command.args(args).envs(env.iter().copied());
+        Self::run(command)
+    }
+
+    /// Starts a command that becomes the daemon.
+    pub fn run(mut command: Command) -> Self {
+        let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())

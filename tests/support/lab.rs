@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use ipnet::Ipv4Net;
 use tempfile::TempDir;
@@ -186,13 +187,17 @@ impl LabHost {
     /// Starts the daemon with `--subnet-file`, `--public-ip` and `--iface` of this host and
     /// whatever `args` adds: the store at least.
     pub fn spawn_daemon(&self, args: &[&str], env: &[(&str, &str)]) -> Daemon {
-        let subnet_file = self.subnet_file();
-        let subnet_file = subnet_file.to_str().expect("made of ASCII");
-        let address = self.address.to_string();
-        let mut all =
-            vec!["--subnet-file", subnet_file, "--public-ip", &address, "--iface", "eth0"];
-        all.extend(args);
-        Daemon::spawn(&self.netns, &all, env)
+        let mut command = self.daemon_command(args);
+        command.envs(env.iter().copied());
+        Daemon::run(command)
+    }
+
+    /// What [`LabHost::spawn_daemon`] starts.
+    pub fn daemon_command(&self, args: &[&str]) -> Command {
+        let mut command = self.netns.command(env!("CARGO_BIN_EXE_flanneld"));
+        command.arg("--subnet-file").arg(self.subnet_file());
+        command.args(["--public-ip", &self.address.to_string(), "--iface", "eth0"]).args(args);
+        command
     }
 
     /// Adds a pod, as a container runtime would from `subnet.env`: the bridge `cni0` holds

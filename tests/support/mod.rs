@@ -24,6 +24,7 @@ pub mod netns;
 pub mod relay;
 pub mod rules;
 pub mod running;
+pub mod service_manager;
 pub mod traffic;
 
 use std::io::Write;

@@ -9,6 +9,8 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use rustix::net::sockopt::set_socket_recv_buffer_size_force;
+
 use super::daemon::PATIENCE;
 use super::traffic::{End, Noise};
 
@@ -19,6 +21,9 @@ const CHUNK_PAUSE: Duration = Duration::from_millis(10);
 
 /// A probe leaves so often.
 const PROBE_INTERVAL: Duration = Duration::from_millis(1);
+
+/// Room for ten seconds of probes, which take up a kilobyte each.
+const PROBES_BUFFER_BYTES: usize = 10 << 20;
 
 /// How often a thread that waits for data looks whether it shall end.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
@@ -69,6 +74,8 @@ impl Traffic {
         let streams =
             (0..streams).map(|seed| Stream::start(from, &listener, seed as u64, &stop)).collect();
         let receiver = to.netns.udp(SocketAddrV4::new(to.address, 0));
+        // What waited somewhere for a second or two comes all at once.
+        set_socket_recv_buffer_size_force(&receiver, PROBES_BUFFER_BYTES).expect("we are root");
         let sender = from.netns.udp(SocketAddrV4::new(from.address, 0));
         sender.connect(receiver.local_addr().unwrap()).unwrap();
         let mut traffic = Traffic {

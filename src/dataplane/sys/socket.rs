@@ -45,6 +45,7 @@ pub struct UdpSocket {
     fd: OwnedFd,
     segments: bool,
     merges: bool,
+    adopted: bool,
 }
 
 /// Which of the kernel's services to ask for.
@@ -103,6 +104,33 @@ impl UdpSocket {
         socket.bind(&address.into()).map_err(explain)?;
         socket.set_nonblocking(true).map_err(explain)?;
 
+        Ok(UdpSocket::tuned(socket, wish, sharing))
+    }
+
+    /// A socket that an earlier process left open, if it is what [`UdpSocket::bind`] would make.
+    /// Otherwise it is closed.
+    #[must_use]
+    pub fn adopt(
+        fd: OwnedFd,
+        address: SocketAddrV4,
+        wish: UdpWish,
+        sharing: Sharing,
+    ) -> Option<UdpSocket> {
+        let socket = Socket::from(fd);
+        let fits = socket.r#type().ok()? == Type::DGRAM
+            && socket.local_addr().ok()?.as_socket_ipv4() == Some(address)
+            && socket.reuse_port().ok()? == (sharing == Sharing::Group);
+        if !fits {
+            return None;
+        }
+        let merged = get(&socket, libc::SOL_UDP, libc::UDP_GRO).is_ok_and(|value| value != 0);
+        let socket = UdpSocket { adopted: true, ..UdpSocket::tuned(socket, wish, sharing) };
+        // What waits there was merged or not, whatever the option is from now on.
+        (socket.merges == merged).then_some(socket)
+    }
+
+    /// Asks the kernel for what is wished.
+    fn tuned(socket: Socket, wish: UdpWish, sharing: Sharing) -> UdpSocket {
         for (force, plain) in
             [(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF), (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF)]
         {
@@ -121,7 +149,13 @@ impl UdpSocket {
         // 0 is what the option is anyway, so the probe leaves nothing behind.
         let segments = wish.gso && set(&socket, libc::SOL_UDP, libc::UDP_SEGMENT, 0).is_ok();
         let merges = wish.gro && set(&socket, libc::SOL_UDP, libc::UDP_GRO, 1).is_ok();
-        Ok(UdpSocket { fd: socket.into(), segments, merges })
+        UdpSocket { fd: socket.into(), segments, merges, adopted: false }
+    }
+
+    /// Whether it was open before this process began.
+    #[must_use]
+    pub fn is_adopted(&self) -> bool {
+        self.adopted
     }
 
     /// Whether the kernel knows `UDP_SEGMENT`, and it was wished.
@@ -147,6 +181,22 @@ impl AsFd for UdpSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
+}
+
+fn get(socket: &Socket, level: c_int, option: c_int) -> io::Result<c_int> {
+    let mut value: c_int = 0;
+    let mut length = size_of::<c_int>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes to a live c_int, and the length to another.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            level,
+            option,
+            (&raw mut value).cast(),
+            &raw mut length,
+        )
+    };
+    if result == 0 { Ok(value) } else { Err(io::Error::last_os_error()) }
 }
 
 fn set(socket: &Socket, level: c_int, option: c_int, value: c_int) -> io::Result<()> {

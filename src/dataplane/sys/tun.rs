@@ -13,6 +13,10 @@ use crate::dataplane::offload::limits::{TCP_MERGE_MAX_SEGMENTS, VNET_HDR_BYTES};
 /// The most pieces of one write: virtio header, head, and a body per merged packet.
 const MAX_PIECES: usize = 2 + TCP_MERGE_MAX_SEGMENTS;
 
+/// What of a device's flags tells how it was opened.
+const SHAPE_FLAGS: libc::c_int =
+    libc::IFF_TUN | libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE;
+
 /// What the TUN device may do for us, from much to nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum TunOffload {
@@ -94,6 +98,29 @@ impl Tun {
             return Tun::open(name, false);
         }
         Ok(tun)
+    }
+
+    /// The device that these are the queues of, as an earlier process left them open, if it has the
+    /// shape that [`Tun::shape`] tells. Otherwise they are closed.
+    #[must_use]
+    pub fn adopt(queues: Vec<OwnedFd>, most: TunOffload, count: usize) -> Option<Tun> {
+        let (multi_queue, with_header) = Tun::shape(most, count);
+        let mut wanted = libc::IFF_TUN | libc::IFF_NO_PI;
+        wanted |= if multi_queue { libc::IFF_MULTI_QUEUE } else { 0 };
+        wanted |= if with_header { libc::IFF_VNET_HDR } else { 0 };
+        let (name, _) = interface_of(queues.first()?.as_fd())?;
+        let fits = |fd: &OwnedFd| {
+            interface_of(fd.as_fd())
+                .is_some_and(|(its, flags)| its == name && flags & SHAPE_FLAGS == wanted)
+        };
+        if !queues.iter().all(fits) || queues.len() != if multi_queue { count } else { 1 } {
+            return None;
+        }
+        let offload = match most {
+            TunOffload::None => TunOffload::None,
+            most => probe_offload(queues[0].as_fd(), most),
+        };
+        ((offload != TunOffload::None) == with_header).then_some(Tun { queues, name, offload })
     }
 
     /// Whether a device for this wish has several queues, and a virtio header.
@@ -213,8 +240,27 @@ fn open_queue(name: &str) -> io::Result<(OwnedFd, String)> {
     if unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETIFF, &raw mut request) } != 0 {
         return Err(io::Error::last_os_error());
     }
-    let given = request.ifr_name.iter().map(|&byte| byte as u8).take_while(|&byte| byte != 0);
-    Ok((fd, String::from_utf8_lossy(&given.collect::<Vec<u8>>()).into_owned()))
+    Ok((fd, name_in(&request)))
+}
+
+/// The name of the device that a descriptor is a queue of, and its `IFF_` flags; none if there is no
+/// such device.
+fn interface_of(fd: BorrowedFd<'_>) -> Option<(String, libc::c_int)> {
+    // SAFETY: as in open_queue.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // SAFETY: TUNGETIFF writes one ifreq (drivers/net/tun.c, __tun_chr_ioctl). What is no TUN
+    // descriptor refuses it.
+    if unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNGETIFF, &raw mut request) } != 0 {
+        return None;
+    }
+    // SAFETY: the flags are the part of the union that TUNGETIFF fills.
+    let flags = unsafe { request.ifr_ifru.ifru_flags };
+    Some((name_in(&request), libc::c_int::from(flags as u16)))
+}
+
+fn name_in(request: &libc::ifreq) -> String {
+    let name = request.ifr_name.iter().map(|&byte| byte as u8).take_while(|&byte| byte != 0);
+    String::from_utf8_lossy(&name.collect::<Vec<u8>>()).into_owned()
 }
 
 /// Asks for the offloads by setting them: USO in a second step, since a kernel that does not know
