@@ -13,7 +13,8 @@ install_missing ip:iproute2 tc:iproute2 ethtool:ethtool ping:iputils-ping iperf3
     tcpdump:tcpdump etcd:etcd-server etcdctl:etcd-client sysctl:procps \
     iptables:iptables nft:nftables /usr/lib/cni/bridge:containernetworking-plugins \
     dockerd:docker.io busybox:busybox-static
-install_missing debootstrap:debootstrap dpkg-shlibdeps:dpkg-dev zsh:zsh fish:fish
+install_missing debootstrap:debootstrap systemd-nspawn:systemd-container \
+    dpkg-shlibdeps:dpkg-dev zsh:zsh fish:fish
 # Newer Debians have the client in a package of its own.
 install_missing docker:docker-cli
 # A module has no command to look for.

@@ -16,6 +16,7 @@
 pub mod admin;
 pub mod cni;
 pub mod daemon;
+pub mod debian;
 pub mod etcd;
 pub mod events;
 pub mod keeping;
