@@ -37,9 +37,15 @@ const ENCAPSULATION_BYTES: u32 = 28;
 /// The smallest MTU of a link that IPv4 demands (RFC 791, 3.2), carried by the tunnel.
 const MIN_TUNNEL_MTU: u32 = 68;
 
-/// Packets that flannel0 queues while our thread waits for its turn: the default of 500 is a few
-/// superpackets at a high product of delay and bandwidth.
+/// Packets that flannel0 queues while our threads wait for their turn, in all of its queues: the
+/// kernel's 500 are a few superpackets at a high product of delay and bandwidth.
+///
+/// Not more, for a packet may have 64 KB, and what waits here counts for no socket's buffer
+/// (`skb_orphan` in drivers/net/tun.c, tun_net_xmit): any pod can fill all queues.
 const TX_QUEUE_PACKETS: u32 = 10_000;
+
+/// But so many in each queue, as TAP devices have: what one flow sends within a short stop.
+const TX_QUEUE_MIN_PACKETS: u32 = 1_000;
 
 /// Pause between attempts to put the device back.
 const REPAIR_INTERVAL: Duration = Duration::from_secs(1);
@@ -254,7 +260,7 @@ impl UdpBackend {
             mtu: u32::from(self.mtu),
             address: running.own.network(),
             network: running.overlay,
-            tx_queue_len: TX_QUEUE_PACKETS,
+            tx_queue_len: self.tx_queue_len(),
             alias: self.options.tun_alias.clone(),
         };
         let changed = self.host.configure_tun(&wanted).await?;
@@ -262,6 +268,12 @@ impl UdpBackend {
             warn!("ICMP errors of the overlay will not reach local programs: {error}");
         }
         Ok(changed)
+    }
+
+    /// The length of each of the device's queues, in packets.
+    fn tx_queue_len(&self) -> u32 {
+        let queues = u32::try_from(self.options.width.queues.max(1)).unwrap_or(u32::MAX);
+        (TX_QUEUE_PACKETS / queues).max(TX_QUEUE_MIN_PACKETS)
     }
 
     /// Brings the device back to what it must be; says whether it had to change anything.

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod attacks;
+mod backlog;
 mod cluster;
 mod handover;
 mod network;
