@@ -38,31 +38,33 @@ impl Backoff {
     }
 }
 
-/// Lets a complaint through when its text changes, and once a minute while it stays.
+/// So many texts of one trouble are told at once: a connection may fail in several ways in turn.
+const MAX_TOLD: usize = 4;
+
+/// Lets a complaint through when its text is a new one, and once a minute while it stays.
 #[derive(Debug, Default)]
 pub(crate) struct Complaint {
-    last: Option<(String, Instant)>,
+    /// What was told in the last minute.
+    told: Vec<(String, Instant)>,
     withheld: u64,
 }
 
 impl Complaint {
     /// Whether `reason` is to be logged at `now`; if so, how many were not since the last one.
     pub(crate) fn due(&mut self, reason: &str, now: Instant) -> Option<Withheld> {
-        let fresh = self.last.as_ref().is_none_or(|(said, at)| {
-            said != reason || now.saturating_duration_since(*at) >= LOG_INTERVAL
-        });
-        if !fresh {
+        self.told.retain(|(_, at)| now.saturating_duration_since(*at) < LOG_INTERVAL);
+        if self.told.len() == MAX_TOLD || self.told.iter().any(|(told, _)| told == reason) {
             self.withheld += 1;
             return None;
         }
-        self.last = Some((reason.to_owned(), now));
+        self.told.push((reason.to_owned(), now));
         Some(Withheld(std::mem::take(&mut self.withheld)))
     }
 
     /// The trouble is over; `true` if there had been any.
     pub(crate) fn clear(&mut self) -> bool {
         self.withheld = 0;
-        self.last.take().is_some()
+        !std::mem::take(&mut self.told).is_empty()
     }
 }
 
@@ -102,5 +104,21 @@ mod tests {
         assert!(complaint.clear());
         assert!(!complaint.clear());
         assert_eq!(complaint.due("refused", start + Duration::from_secs(120)), Some(Withheld(0)));
+    }
+
+    #[test]
+    fn a_trouble_of_many_texts_is_told_a_few_times_a_minute() {
+        let mut complaint = Complaint::default();
+        let start = Instant::now();
+        let mut told = |texts: u64, seconds: std::ops::Range<u64>| {
+            let due = |second: &u64| {
+                let reason = format!("reason {}", second % texts);
+                complaint.due(&reason, start + Duration::from_secs(*second)).is_some()
+            };
+            seconds.filter(due).count()
+        };
+        assert_eq!(told(2, 0..60), 2);
+        assert_eq!(told(2, 60..120), 2);
+        assert_eq!(told(1000, 120..240), 2 * MAX_TOLD);
     }
 }
