@@ -5,8 +5,7 @@
 mod support;
 
 use std::collections::BTreeSet;
-use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
+use std::net::{Ipv4Addr, SocketAddrV4};
 
 use rustix::process::Signal;
 use support::daemon::{Daemon, PATIENCE};
@@ -51,20 +50,6 @@ fn neighbours_reach_each_other(lab: &Lab) {
     }
 }
 
-/// How many requests of a kind etcd has answered since it was started.
-fn answered(etcd: &Etcd, method: &str) -> u64 {
-    let address = etcd.endpoint().strip_prefix("http://").unwrap().to_owned();
-    let mut stream = TcpStream::connect(&address).unwrap();
-    write!(stream, "GET /metrics HTTP/1.0\r\nHost: {address}\r\n\r\n").unwrap();
-    let mut text = String::new();
-    stream.read_to_string(&mut text).unwrap();
-    let wanted = format!("grpc_method=\"{method}\"");
-    text.lines()
-        .filter(|line| line.starts_with("grpc_server_handled_total{") && line.contains(&wanted))
-        .map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap() as u64)
-        .sum()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn fifty_daemons_start_together_and_survive_a_restart_of_etcd() {
     let test = "fifty_daemons_start_together_and_survive_a_restart_of_etcd";
@@ -86,7 +71,8 @@ async fn fifty_daemons_start_together_and_survive_a_restart_of_etcd() {
     assert_eq!(subnets.len(), daemons.len(), "each has its own");
     neighbours_reach_each_other(&lab);
     let hosts = u64::from(HOSTS);
-    let (reads, grants) = (answered(&etcd, "Range"), answered(&etcd, "LeaseGrant"));
+    let (reads, grants) =
+        (etcd.answered("grpc_method", "Range"), etcd.answered("grpc_method", "LeaseGrant"));
     println!("{HOSTS} hosts started with {reads} reads and {grants} grants");
     // The simulation's bound: the config twice, two lists, and one more for each race lost.
     assert!(reads <= 10 * hosts && grants <= 7 * hosts, "{reads} reads, {grants} grants");
@@ -100,11 +86,11 @@ async fn fifty_daemons_start_together_and_survive_a_restart_of_etcd() {
     for daemon in &daemons {
         daemon.wait_log("watching leases again", PATIENCE);
     }
-    let reads = answered(&etcd, "Range");
+    let reads = etcd.answered("grpc_method", "Range");
     println!("{HOSTS} hosts came back with {reads} reads");
     // One list each, and a second one for who was interrupted once more.
     assert!(reads <= 4 * hosts, "{reads} reads");
-    assert_eq!(answered(&etcd, "LeaseGrant"), 0, "nobody lost its lease");
+    assert_eq!(etcd.answered("grpc_method", "LeaseGrant"), 0, "nobody lost its lease");
 
     // Whoever lost two races may have drawn from all subnets.
     let free = (1..255).map(|number| Ipv4Addr::new(172, 7, number, 0));

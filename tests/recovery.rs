@@ -5,7 +5,7 @@
 
 mod support;
 
-use std::net::SocketAddrV4;
+use std::net::{Ipv4Addr, SocketAddrV4};
 
 use etcd_client::{CompactionOptions, GetOptions};
 use support::daemon::{Daemon, PATIENCE};
@@ -48,24 +48,9 @@ impl Cluster {
         tcp_transfer(b, a, 1_000_000);
     }
 
-    /// The key of a host's lease, from its subnet.env.
-    fn key(&self, host: usize) -> String {
-        let subnet = self.lab.host(host).subnet_env()["FLANNEL_SUBNET"].replace(".1/", ".0-");
-        format!("{PREFIX}/subnets/{subnet}")
-    }
-
-    /// Waits until a key holds exactly this value, whoever writes it.
-    async fn wait_for_value(&self, key: &str, wanted: &str) {
-        let mut client = self.etcd.client().await;
-        let deadline = std::time::Instant::now() + PATIENCE;
-        loop {
-            let answer = client.get(key, None).await.unwrap();
-            if answer.kvs().first().is_some_and(|kv| kv.value() == wanted.as_bytes()) {
-                return;
-            }
-            assert!(std::time::Instant::now() < deadline, "{key} is not {wanted}: {answer:?}");
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-        }
+    /// Waits until a host has its lease in etcd.
+    async fn wait_for_lease(&self, host: usize, subnet: &str) {
+        self.etcd.wait_for_lease(subnet, self.lab.host(host).address).await;
     }
 
     fn stop(self) -> Vec<String> {
@@ -80,10 +65,6 @@ impl Cluster {
     }
 }
 
-fn value(host: u8) -> String {
-    format!(r#"{{"PublicIP":"10.4.7.{host}","PublicIPv6":null}}"#)
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn an_etcd_that_is_away_stops_nothing() {
     if !may_run("an_etcd_that_is_away_stops_nothing") {
@@ -91,8 +72,8 @@ async fn an_etcd_that_is_away_stops_nothing() {
     }
     let mut cluster = Cluster::new().await;
     // Byte for byte what upstream writes.
-    for (host, number) in [(0, 21), (1, 22)] {
-        cluster.wait_for_value(&cluster.key(host), &value(number)).await;
+    for host in 0..2 {
+        cluster.wait_for_lease(host, &cluster.lab.host(host).lease()).await;
     }
     cluster.etcd.kill();
     cluster.traffic_flows();
@@ -109,13 +90,13 @@ async fn an_emptied_etcd_gets_the_same_leases_again() {
         return;
     }
     let mut cluster = Cluster::new().await;
-    let keys = [cluster.key(0), cluster.key(1)];
+    let leases = [0, 1].map(|host| cluster.lab.host(host).lease());
     cluster.etcd.kill();
     cluster.etcd.empty();
     cluster.etcd.start_again().await;
     cluster.traffic_flows();
-    cluster.wait_for_value(&keys[0], &value(21)).await;
-    cluster.wait_for_value(&keys[1], &value(22)).await;
+    cluster.wait_for_lease(0, &leases[0]).await;
+    cluster.wait_for_lease(1, &leases[1]).await;
     cluster.traffic_flows();
     for log in cluster.stop() {
         assert!(!log.contains("is gone"), "routes were dropped\n{log}");
@@ -140,7 +121,7 @@ async fn litter_under_subnets_costs_no_peer() {
         client.put(format!("{PREFIX}/subnets/{name}"), content, None).await.unwrap();
     }
     // An honest lease behind the litter: when it is seen, the litter was, too.
-    client.put(format!("{PREFIX}/subnets/172.7.199.0-24"), value(199), None).await.unwrap();
+    cluster.etcd.put_lease("172.7.199.0-24", Ipv4Addr::new(10, 4, 7, 199)).await;
     for daemon in &cluster.daemons {
         daemon.wait_log("172.7.199.0/24 at 10.4.7.199 is up", PATIENCE);
         assert_eq!(daemon.count("is gone"), 0);
@@ -167,7 +148,7 @@ async fn a_compaction_while_away_is_made_up_for() {
     for daemon in &cluster.daemons {
         daemon.signal(rustix::process::Signal::STOP);
     }
-    client.put(format!("{PREFIX}/subnets/172.7.199.0-24"), value(199), None).await.unwrap();
+    cluster.etcd.put_lease("172.7.199.0-24", Ipv4Addr::new(10, 4, 7, 199)).await;
     for _ in 0..10 {
         client.put("other", "2", None).await.unwrap();
     }
@@ -189,21 +170,21 @@ async fn a_deleted_lease_is_won_back_and_a_taken_one_is_left() {
         return;
     }
     let cluster = Cluster::new().await;
-    let mut client = cluster.etcd.client().await;
-    let key = cluster.key(0);
-    client.delete(key.clone(), None).await.unwrap();
-    cluster.wait_for_value(&key, &value(21)).await;
+    let lease = cluster.lab.host(0).lease();
+    cluster.etcd.remove_lease(&lease).await;
+    cluster.wait_for_lease(0, &lease).await;
     cluster.daemons[1].wait_nth_log("at 10.4.7.21 is up", 2, PATIENCE);
     cluster.traffic_flows();
 
     // Another host has the key now: ours moves, with device, route and subnet.env.
     let before = cluster.lab.host(0).subnet_env()["FLANNEL_SUBNET"].clone();
-    client.put(key.clone(), value(23), None).await.unwrap();
+    let other = Ipv4Addr::new(10, 4, 7, 23);
+    cluster.etcd.put_lease(&lease, other).await;
     cluster.daemons[0].wait_nth_log("wrote", 2, PATIENCE);
     let after = cluster.lab.host(0).subnet_env()["FLANNEL_SUBNET"].clone();
     assert_ne!(before, after);
-    cluster.wait_for_value(&key, &value(23)).await;
-    cluster.wait_for_value(&cluster.key(0), &value(21)).await;
+    cluster.etcd.wait_for_lease(&lease, other).await;
+    cluster.wait_for_lease(0, &cluster.lab.host(0).lease()).await;
     let base = after.replace(".1/24", ".0/32");
     let device = cluster.lab.host(0).netns.ip("addr show flannel0");
     assert!(device.contains(&base) && !device.contains(&before.replace(".1/24", ".0/32")));

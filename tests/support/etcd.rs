@@ -2,7 +2,8 @@
 #![forbid(unsafe_code)]
 
 use std::fs::{self, File};
-use std::net::TcpListener;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -42,6 +43,7 @@ pub struct Etcd {
     client_port: Port,
     peer_port: Port,
     auth: bool,
+    args: Vec<String>,
 }
 
 /// Is there an etcd to run? Says so loudly if not.
@@ -49,6 +51,15 @@ pub fn etcd_or_skip(test: &str) -> bool {
     let found = Command::new("etcd").arg("--version").stdout(Stdio::null()).status().is_ok();
     if !found {
         skip(test, "etcd (apt-get install etcd-server)");
+    }
+    found
+}
+
+/// Is there the operator's client? Says so loudly if not.
+pub fn etcdctl_or_skip(test: &str) -> bool {
+    let found = Command::new("etcdctl").arg("version").stdout(Stdio::null()).status().is_ok();
+    if !found {
+        skip(test, "etcdctl (apt-get install etcd-client)");
     }
     found
 }
@@ -101,7 +112,13 @@ impl Etcd {
         let dir = tempfile::tempdir().unwrap();
         make_certificates(dir.path());
         let (client_port, peer_port) = (Port::claim(), Port::claim());
-        Self { child: None, dir, security, client_port, peer_port, auth: false }
+        Self { child: None, dir, security, client_port, peer_port, auth: false, args: Vec::new() }
+    }
+
+    /// Gives it these flags, too, whenever it is started.
+    pub fn with_args(mut self, args: &[&str]) -> Self {
+        self.args.extend(args.iter().map(|&arg| arg.to_owned()));
+        self
     }
 
     /// Starts it, on the same ports and with the data that it has, and waits until it serves.
@@ -114,8 +131,7 @@ impl Etcd {
 
     fn spawn(&self) -> Child {
         let log = File::create(self.dir.path().join("log")).unwrap();
-        let client = self.endpoint();
-        let peer = format!("http://127.0.0.1:{}", self.peer_port.number);
+        let (client, peer) = (self.endpoint(), self.peer());
         let mut command = Command::new("etcd");
         command
             .args(["--name", "test", "--data-dir"])
@@ -126,6 +142,7 @@ impl Etcd {
             // A single member need not wait long for its own vote; and leases may be as short as
             // one second then.
             .args(["--heartbeat-interval", "20", "--election-timeout", "200"])
+            .args(&self.args)
             .stdout(log.try_clone().unwrap())
             .stderr(log);
         if self.security != Security::Plain {
@@ -189,6 +206,32 @@ impl Etcd {
         assert!(status.success());
     }
 
+    /// Saves a snapshot of a running member; returns the file.
+    pub fn save_snapshot(&self) -> PathBuf {
+        let file = self.file("snapshot.db");
+        self.etcdctl(&["snapshot", "save", path(&file)]);
+        file
+    }
+
+    /// Gives a member that does not run the data of a snapshot instead of its own.
+    pub fn restore_snapshot(&mut self, file: &Path) {
+        self.empty();
+        let (peer, data) = (self.peer(), self.data());
+        let cluster = format!("test={peer}");
+        let restore = ["snapshot", "restore", path(file), "--data-dir", path(&data)];
+        let member = ["--name", "test", "--initial-cluster", &cluster];
+        let address = ["--initial-advertise-peer-urls", &peer];
+        self.etcdctl(&[restore.as_slice(), &member, &address].concat());
+    }
+
+    /// Does as an operator does, to a member without TLS and passwords.
+    pub fn etcdctl(&self, args: &[&str]) {
+        let mut command = Command::new("etcdctl");
+        command.env("ETCDCTL_API", "3").args(["--endpoints", &self.endpoint()]).args(args);
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "etcdctl {args:?}: {output:?}");
+    }
+
     /// Stops it without closing its connections, as a hanging machine does.
     pub fn freeze(&self) {
         self.signal("-STOP");
@@ -211,6 +254,21 @@ impl Etcd {
         client.compact(revision, None).await.unwrap();
     }
 
+    /// How many requests it has answered since it was started whose `label` is `value`, from its
+    /// metric `grpc_server_handled_total`.
+    pub fn answered(&self, label: &str, value: &str) -> u64 {
+        let address = ("127.0.0.1", self.client_port.number);
+        let mut stream = TcpStream::connect(address).unwrap();
+        write!(stream, "GET /metrics HTTP/1.0\r\n\r\n").unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        let wanted = format!("{label}=\"{value}\"");
+        text.lines()
+            .filter(|line| line.starts_with("grpc_server_handled_total{") && line.contains(&wanted))
+            .map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap() as u64)
+            .sum()
+    }
+
     /// Makes a user for the daemon and asks everybody for a password from now on.
     pub async fn enable_auth(&mut self) {
         let mut client = self.client().await;
@@ -230,6 +288,10 @@ impl Etcd {
     pub fn endpoint(&self) -> String {
         let scheme = if self.security == Security::Plain { "http" } else { "https" };
         format!("{scheme}://127.0.0.1:{}", self.client_port.number)
+    }
+
+    fn peer(&self) -> String {
+        format!("http://127.0.0.1:{}", self.peer_port.number)
     }
 
     /// What a daemon is given to reach this member.
@@ -295,6 +357,10 @@ impl Etcd {
     }
 }
 
+fn path(path: &Path) -> &str {
+    path.to_str().expect("made of ASCII")
+}
+
 impl Drop for Etcd {
     fn drop(&mut self) {
         self.kill();
@@ -321,8 +387,8 @@ pub fn make_certificates(dir: &Path) {
         ("client", ExtendedKeyUsagePurpose::ClientAuth),
     ] {
         let key = KeyPair::generate().unwrap();
-        // The last one is the README's.
-        let names = ["127.0.0.1", "localhost", "10.4.7.12"].map(str::to_owned);
+        // The last ones are the relay's and the README's.
+        let names = ["127.0.0.1", "localhost", "10.4.7.1", "10.4.7.12"].map(str::to_owned);
         let mut params = CertificateParams::new(names).unwrap();
         params.distinguished_name.push(DnType::CommonName, name);
         // etcd's own gateway is a client of the server, with the server's certificate.

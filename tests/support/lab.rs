@@ -184,6 +184,11 @@ impl LabHost {
         self.variable("FLANNEL_SUBNET").parse().expect("FLANNEL_SUBNET is a subnet")
     }
 
+    /// The host's subnet as its key in the store names it, from `subnet.env`.
+    pub fn lease(&self) -> String {
+        self.variable("FLANNEL_SUBNET").replace(".1/", ".0-")
+    }
+
     /// Starts the daemon with `--subnet-file`, `--public-ip` and `--iface` of this host and
     /// whatever `args` adds: the store at least.
     pub fn spawn_daemon(&self, args: &[&str], env: &[(&str, &str)]) -> Daemon {

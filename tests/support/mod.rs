@@ -21,6 +21,7 @@ pub mod etcd;
 pub mod events;
 pub mod keeping;
 pub mod lab;
+pub mod leases;
 pub mod netns;
 pub mod relay;
 pub mod rules;
