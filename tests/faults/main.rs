@@ -9,5 +9,7 @@ mod cluster;
 mod handover;
 mod network;
 mod restart;
+mod store;
 #[path = "../support/mod.rs"]
 mod support;
+mod trial;

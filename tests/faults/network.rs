@@ -6,12 +6,9 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit};
 
-use crate::cluster::{Cluster, report};
+use crate::cluster::{Cluster, FEW_LINES, report};
 use crate::support::daemon::PATIENCE;
 use crate::support::root_or_skip;
-
-/// Lines that a daemon may log about one trouble, however long it lasts.
-const FEW_LINES: usize = 10;
 
 impl Cluster {
     /// Does `harm` to the hosts for a while under traffic; afterwards everything flows again, no
@@ -84,14 +81,15 @@ fn the_port_is_blocked_one_way_for_a_while() {
 }
 
 /// Drops on arrival at host 1 what `rule` matches.
-fn block(cluster: &Cluster, rule: &str) {
+pub(crate) fn block(cluster: &Cluster, rule: &str) {
     let netns = &cluster.lab.host(1).netns;
     netns.exec("nft add table ip fault");
     netns.exec("nft add chain ip fault in { type filter hook input priority -300 ; }");
     netns.exec(&format!("nft add rule ip fault in {rule}"));
 }
 
-fn unblock(cluster: &Cluster) {
+/// Undoes [`block`].
+pub(crate) fn unblock(cluster: &Cluster) {
     cluster.lab.host(1).netns.exec("nft delete table ip fault");
 }
 
