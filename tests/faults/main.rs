@@ -8,6 +8,7 @@ mod backlog;
 mod cluster;
 mod handover;
 mod network;
+mod refusals;
 mod restart;
 mod store;
 #[path = "../support/mod.rs"]

@@ -286,6 +286,12 @@ pub(super) fn classify(error: &Error) -> Fault {
         {
             Fault::TooLarge(reason)
         }
+        code::RESOURCE_EXHAUSTED if reason.contains("database space exceeded") => {
+            Fault::Retry(format!(
+                "{reason}: etcd refuses all writes until it was compacted and defragmented and \
+                 `etcdctl alarm disarm` was given"
+            ))
+        }
         code::INVALID_ARGUMENT | code::UNIMPLEMENTED => Fault::Refused(reason),
         code::UNAUTHENTICATED => Fault::Retry(reason),
         _ => Fault::Retry(reason),

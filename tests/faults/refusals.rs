@@ -1,0 +1,63 @@
+//! etcd refuses what it is asked: packets go on.
+
+use std::time::Duration;
+
+use tokio::time::sleep;
+
+use crate::support::daemon::PATIENCE;
+use crate::support::etcd::{Etcd, Security, etcdctl_or_skip};
+use crate::support::relay::Relay;
+use crate::trial::{THIRD, Trial, may_run};
+
+/// How long a fault lasts.
+const FAULT: Duration = Duration::from_secs(3);
+
+/// What etcd may keep, in bytes: a hundred times what it needs here.
+const QUOTA_BYTES: &str = "4194304";
+
+/// Writes until etcd refuses all writes.
+async fn fill(etcd: &Etcd) {
+    let mut client = etcd.client().await;
+    let value = vec![0; 1_000_000];
+    for _ in 0..100 {
+        if let Err(error) = client.put("litter", value.clone(), None).await {
+            assert!(error.to_string().contains("database space exceeded"), "{error}");
+            return;
+        }
+    }
+    panic!("etcd takes more than its quota");
+}
+
+/// What etcd's documentation tells operators to do then.
+async fn make_room(etcd: &Etcd) {
+    etcd.client().await.delete("litter", None).await.unwrap();
+    etcd.compact().await;
+    etcd.etcdctl(&["defrag"]);
+    etcd.etcdctl(&["alarm", "disarm"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_etcd_without_space_is_waited_for() {
+    let test = "an_etcd_without_space_is_waited_for";
+    if !may_run(test) || !etcdctl_or_skip(test) {
+        return;
+    }
+    let mut etcd =
+        Etcd::prepare(Security::Plain).with_args(&["--quota-backend-bytes", QUOTA_BYTES]);
+    etcd.start_again().await;
+    let mut trial = Trial::start(test, etcd, &[]).await;
+    // The leases are to be renewed when there is no space for that.
+    trial.relays.iter().for_each(Relay::cut);
+    trial.shorten_leases().await;
+    fill(&trial.etcd).await;
+    trial.relays.iter().for_each(Relay::heal);
+    trial.cluster.spawn(THIRD, &[]);
+    for (host, what) in [(0, "cannot keep the lease"), (THIRD, "waiting for a lease")] {
+        let line = trial.cluster.daemon(host).wait_log("database space exceeded", PATIENCE);
+        assert!(line.contains(what) && line.contains("etcdctl alarm disarm"), "{line}");
+    }
+    sleep(FAULT).await;
+    make_room(&trial.etcd).await;
+    trial.cluster.daemon(THIRD).wait_ready();
+    trial.finish().await;
+}
