@@ -4,7 +4,7 @@
 //! number; one that is too short for that is recognised by its bytes alone.
 #![forbid(unsafe_code)]
 
-use std::ops::RangeInclusive;
+use std::ops::{Range, RangeInclusive};
 
 use crate::pattern::{Pattern, mix};
 
@@ -17,7 +17,7 @@ const NUMBER_BYTES: usize = 8;
 /// Shorter ones carry no number: after it, some bytes must be left to compare.
 pub(crate) const NUMBERED_BYTES: usize = 12;
 
-/// How far from the newest datagram a short one is looked for: farther than one burst.
+/// How far before the newest datagram a short one is looked for: farther than one burst.
 const REACH: u64 = 1_024;
 
 /// Numbers of one train; those that its datagrams do not need stay unused.
@@ -125,6 +125,8 @@ pub(crate) struct Counts {
     pub(crate) reordered: u64,
     /// Arrived, but as nothing that was sent.
     pub(crate) corrupt: u64,
+    /// Never seen, but under way while a fault may have shown.
+    pub(crate) excused: u64,
 }
 
 impl Counts {
@@ -141,13 +143,14 @@ impl Counts {
         self.duplicates += other.duplicates;
         self.reordered += other.reordered;
         self.corrupt += other.corrupt;
+        self.excused += other.excused;
     }
 }
 
 /// The receiver's book.
 #[derive(Default)]
 pub(crate) struct Ledger {
-    /// All but `sent`.
+    /// All but `sent` and `excused`.
     pub(crate) counts: Counts,
     /// A bit for each number that was seen.
     seen: Vec<u64>,
@@ -177,6 +180,11 @@ impl Ledger {
         self.next = self.next.max(number + 1);
     }
 
+    /// How many of those numbers were seen.
+    pub(crate) fn count(&self, numbers: Range<u64>) -> u64 {
+        numbers.filter(|&number| self.has(number)).count() as u64
+    }
+
     fn has(&self, number: u64) -> bool {
         let word = self.seen.get((number / 64) as usize).copied().unwrap_or(0);
         word >> (number % 64) & 1 == 1
@@ -188,8 +196,9 @@ impl Ledger {
             let number = u64::from_le_bytes(head);
             return (number < limit && sequence.is(number, datagram)).then_some(number);
         }
-        // The next one first, so that in the usual order the first look finds it.
-        let later = self.next..limit.min(self.next + REACH);
+        // The next one first, so that in the usual order the first look finds it. After a fault, many
+        // bursts may be missing.
+        let later = self.next..limit;
         let earlier = self.next.saturating_sub(REACH)..self.next.min(limit);
         let mut seen = None;
         for number in later.chain(earlier.rev()).filter(|&n| sequence.is(n, datagram)) {

@@ -3,25 +3,26 @@
 
 use std::fmt;
 use std::fs::read_to_string;
-use std::ops::Sub;
+use std::ops::{AddAssign, Sub};
 
 use serde_json::Value;
 
 use crate::support::netns::Netns;
 
-/// Counters of the kernel. Each counts buffers, and a buffer may hold a train of many packets.
+/// Counters of the kernel. Each counts buffers, and a buffer may hold a train of many packets. Those
+/// of a device go with it, so a difference may be negative.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Drops {
     /// By devices: a full queue of `flannel0` or of a veth.
-    pub(crate) devices: u64,
+    pub(crate) devices: i64,
     /// By full UDP sockets, the daemons' among them.
-    pub(crate) sockets: u64,
+    pub(crate) sockets: i64,
     /// Fragments whose siblings did not come.
-    pub(crate) fragments: u64,
+    pub(crate) fragments: i64,
     /// Between two devices, by a full queue of a processor; on the whole machine.
-    pub(crate) backlogs: u64,
+    pub(crate) backlogs: i64,
     /// Because of a wrong checksum: in nobody's stack may one arrive.
-    pub(crate) checksums: u64,
+    pub(crate) checksums: i64,
 }
 
 impl Drops {
@@ -32,7 +33,7 @@ impl Drops {
             let links: Value = serde_json::from_str(&netns.ip("-s -j link")).unwrap();
             for link in links.as_array().unwrap() {
                 for direction in ["rx", "tx"] {
-                    drops.devices += link["stats64"][direction]["dropped"].as_u64().unwrap();
+                    drops.devices += link["stats64"][direction]["dropped"].as_i64().unwrap();
                 }
             }
             // Plain /proc/net would be that of the process's first thread.
@@ -49,7 +50,7 @@ impl Drops {
     }
 
     /// How many buffers, at most, did not reach a program.
-    pub(crate) fn buffers(&self) -> u64 {
+    pub(crate) fn buffers(&self) -> i64 {
         self.devices + self.sockets + self.fragments + self.backlogs + self.checksums
     }
 }
@@ -68,6 +69,16 @@ impl Sub for Drops {
     }
 }
 
+impl AddAssign for Drops {
+    fn add_assign(&mut self, more: Drops) {
+        self.devices += more.devices;
+        self.sockets += more.sockets;
+        self.fragments += more.fragments;
+        self.backlogs += more.backlogs;
+        self.checksums += more.checksums;
+    }
+}
+
 impl fmt::Display for Drops {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Drops { devices, sockets, fragments, backlogs, checksums } = self;
@@ -80,7 +91,7 @@ impl fmt::Display for Drops {
 }
 
 /// A counter of `/proc/net/snmp`: a line of names and a line of values for each protocol.
-fn protocol_counter(text: &str, protocol: &str, name: &str) -> u64 {
+fn protocol_counter(text: &str, protocol: &str, name: &str) -> i64 {
     let mut lines = text.lines().filter_map(|line| line.strip_prefix(protocol)?.strip_prefix(':'));
     let (names, values) = (lines.next().unwrap(), lines.next().unwrap());
     let place = names.split_whitespace().position(|word| word == name);
@@ -89,8 +100,8 @@ fn protocol_counter(text: &str, protocol: &str, name: &str) -> u64 {
 }
 
 /// The second column of `/proc/net/softnet_stat`, over all processors.
-fn backlogs() -> u64 {
+fn backlogs() -> i64 {
     let text = read_to_string("/proc/net/softnet_stat").unwrap();
-    let dropped = |line: &str| line.split_whitespace().nth(1).map(|n| u64::from_str_radix(n, 16));
+    let dropped = |line: &str| line.split_whitespace().nth(1).map(|n| i64::from_str_radix(n, 16));
     text.lines().filter_map(dropped).map(Result::unwrap).sum()
 }

@@ -15,6 +15,10 @@ use crate::flow::{self, Carrier, Flight};
 use crate::pattern::{PIECE_BYTES, Pattern, Wrong};
 use crate::stop::Stop;
 use crate::stream::{Flow, STYLES};
+use crate::windows::Windows;
+
+/// The datagram that something happens to.
+const SPOILT: u64 = 20;
 
 const LOCALHOST: (Ipv4Addr, u16) = (Ipv4Addr::LOCALHOST, 0);
 
@@ -55,7 +59,7 @@ fn a_byte_flipped_on_its_way_breaks_a_connection() {
             served
         });
         scope.spawn(|| flip_stream(&relay, far, AT));
-        let asked = flow.ask(|| TcpStream::connect(near), &stop);
+        let asked = flow.ask(|| TcpStream::connect(near), &stop, &Windows::default());
         let failure = served.join().unwrap().unwrap_err();
         assert!(failure.contains(&format!("CORRUPT: byte {AT} is ")), "{failure}");
         assert!(asked.is_err(), "the client did not notice that its server gave up");
@@ -128,9 +132,27 @@ fn the_ledger_tells_late_ones_from_lost_ones() {
 }
 
 #[test]
-fn a_byte_flipped_on_its_way_spoils_one_datagram() {
-    const SPOILT: u64 = 20;
-    let (pattern, stop, flight) = (Pattern::new(7), Stop::default(), Flight::default());
+fn a_short_datagram_is_recognised_after_a_long_gap() {
+    let (pattern, (_, shape, _)) = (Pattern::new(7), &DATAGRAMS[0]);
+    let sequence = Sequence { shape, pattern: &pattern, key: 5 };
+    let mut ledger = Ledger::default();
+    let mut datagram = Vec::new();
+    let short = (5_000..).find(|&number| {
+        datagram.clear();
+        sequence.write(number, &mut datagram);
+        datagram.len() == NUMBERED_BYTES - 1
+    });
+    ledger.enter(&sequence, short.unwrap() + 1, &datagram);
+    assert_eq!((ledger.counts.received, ledger.counts.corrupt), (1, 0));
+}
+
+/// Sends datagrams over a relay that passes on those for which `touch` says so, as it left them.
+fn relayed(
+    windows: &Windows,
+    stop: &Stop,
+    mut touch: impl FnMut(u64, &mut [u8]) -> bool + Send,
+) -> crate::datagram::Counts {
+    let (pattern, flight) = (Pattern::new(7), Flight::default());
     let sequence = Sequence { shape: &DATAGRAMS[2].1, pattern: &pattern, key: 4 };
     let socket = || {
         let socket = UdpSocket::bind(LOCALHOST).unwrap();
@@ -142,7 +164,7 @@ fn a_byte_flipped_on_its_way_spoils_one_datagram() {
     let SocketAddr::V4(target) = relay.local_addr().unwrap() else { unreachable!() };
     let far = receiver.local_addr().unwrap();
     thread::scope(|scope| {
-        scope.spawn(|| flow::send(sequence, Carrier::Udp, &sender, target, &flight, &stop));
+        scope.spawn(|| flow::send(sequence, Carrier::Udp, &sender, target, &flight, stop, windows));
         scope.spawn(|| {
             let mut buffer = [0; 65_536];
             for number in 0.. {
@@ -150,16 +172,40 @@ fn a_byte_flipped_on_its_way_spoils_one_datagram() {
                 if length == 0 {
                     break;
                 }
-                if number == SPOILT {
-                    buffer[length / 2] ^= 1;
-                    stop.set();
+                if touch(number, &mut buffer[..length]) {
+                    relay.send_to(&buffer[..length], far).unwrap();
                 }
-                relay.send_to(&buffer[..length], far).unwrap();
             }
         });
-        let counts = flow::receive(sequence, Carrier::Udp, &receiver, &flight).unwrap();
+        let counts = flow::receive(sequence, Carrier::Udp, &receiver, &flight, windows).unwrap();
         sender.send_to(&[], target).unwrap();
-        assert!(counts.sent > SPOILT, "{counts:?}");
-        assert_eq!((counts.corrupt, counts.lost()), (1, 1), "{counts:?}");
+        counts
+    })
+}
+
+#[test]
+fn a_byte_flipped_on_its_way_spoils_one_datagram() {
+    let (stop, windows) = (Stop::default(), Windows::default());
+    let counts = relayed(&windows, &stop, |number, datagram| {
+        if number == SPOILT {
+            datagram[datagram.len() / 2] ^= 1;
+            stop.set();
+        }
+        true
     });
+    assert!(counts.sent > SPOILT, "{counts:?}");
+    assert_eq!((counts.corrupt, counts.lost(), counts.excused), (1, 1, 0), "{counts:?}");
+}
+
+#[test]
+fn a_datagram_lost_before_a_fault_is_not_excused() {
+    let (stop, windows) = (Stop::default(), Windows::default());
+    let counts = relayed(&windows, &stop, |number, _| {
+        if number == 4 * SPOILT {
+            windows.open();
+            stop.set();
+        }
+        number != SPOILT && number != 4 * SPOILT
+    });
+    assert_eq!((counts.corrupt, counts.lost(), counts.excused), (0, 2, 1), "{counts:?}");
 }

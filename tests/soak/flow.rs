@@ -4,7 +4,7 @@
 use std::io;
 use std::net::{SocketAddrV4, UdpSocket};
 use std::sync::{Condvar, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use flanneld::dataplane::sys::send::Sender;
 use rand::rngs::StdRng;
@@ -13,6 +13,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::datagram::{Counts, Ledger, Sequence, Shape, TRAIN_NUMBERS};
 use crate::stop::Stop;
+use crate::windows::Windows;
 
 /// Datagrams, or trains, and bytes of one burst at most. Sockets and queues have room for it, so
 /// what is lost is lost to other traffic.
@@ -21,6 +22,9 @@ const BURST_BYTES: usize = 256 << 10;
 
 /// After so long, what has not arrived yet is no longer waited for.
 const LOST_AFTER: Duration = Duration::from_millis(500);
+
+/// Bursts that begin within this time are told apart from later ones, but not from each other.
+const SPAN: Duration = Duration::from_millis(100);
 
 /// The longest pause between two bursts: the data path sleeps in some and stays awake in others.
 const PAUSE_MS: u64 = 10;
@@ -56,7 +60,34 @@ struct State {
     given_up: u64,
     /// One more than the highest number that was sent.
     limit: u64,
+    spans: Vec<Span>,
     ended: bool,
+}
+
+/// Bursts that went out at about one time.
+#[derive(Clone, Copy)]
+struct Span {
+    /// When the first began.
+    from: Instant,
+    /// When the last had landed.
+    until: Instant,
+    /// What the state said then.
+    sent: u64,
+    limit: u64,
+}
+
+impl State {
+    /// How many of those that are missing were under way while a fault may have shown.
+    fn excused(&self, ledger: &Ledger, windows: &Windows) -> u64 {
+        let (mut excused, mut sent, mut limit) = (0, 0, 0);
+        for span in &self.spans {
+            if windows.explain(span.from, span.until) {
+                excused += span.sent - sent - ledger.count(limit..span.limit);
+            }
+            (sent, limit) = (span.sent, span.limit);
+        }
+        excused
+    }
 }
 
 impl Flight {
@@ -67,12 +98,17 @@ impl Flight {
         state.limit = limit;
     }
 
-    /// Waits until all that was sent is there, or held for lost.
-    fn land(&self) {
+    /// Waits until all of the burst that began at `from` is there, or held for lost.
+    fn land(&self, from: Instant) {
         let flying = |state: &mut State| state.arrived + state.given_up < state.sent;
         let state = self.state.lock().unwrap();
         let mut state = self.arrived.wait_timeout_while(state, LOST_AFTER, flying).unwrap().0;
         state.given_up = state.sent.saturating_sub(state.arrived);
+        let span = Span { from, until: Instant::now(), sent: state.sent, limit: state.limit };
+        match state.spans.last_mut() {
+            Some(last) if from - last.from < SPAN => *last = Span { from: last.from, ..span },
+            _ => state.spans.push(span),
+        }
     }
 
     fn end(&self) {
@@ -88,6 +124,7 @@ pub(crate) fn send(
     target: SocketAddrV4,
     flight: &Flight,
     stop: &Stop,
+    windows: &Windows,
 ) -> Result<(), String> {
     let mut rng = StdRng::seed_from_u64(sequence.key);
     let mut sender = Sender::new(1, 1);
@@ -96,19 +133,24 @@ pub(crate) fn send(
     while result.is_ok() && !stop.is_set() {
         // As often short as long, by the powers of two.
         let most = 1 << rng.random_range(0..=BURST_SENDS.ilog2());
-        let (mut burst_sends, mut burst_bytes) = (0, 0);
+        let (began, mut burst_sends, mut burst_bytes) = (Instant::now(), 0, 0);
         while result.is_ok() && burst_sends < most && burst_bytes < BURST_BYTES {
             buffer.clear();
             let segment_bytes = fill(sequence, carrier, sends, flight, &mut buffer);
             let mut batch = sender.batch();
             batch.push(target, segment_bytes, [&buffer[..]]);
-            result = hand_over(|| batch.send(socket, 0), socket)
-                .map_err(|error| format!("cannot send {} bytes: {error}", buffer.len()));
+            result = match hand_over(|| batch.send(socket, 0), socket) {
+                // Without a device or a route, what is refused is as lost as what is dropped.
+                Err(error) if !windows.explain(Instant::now(), Instant::now()) => {
+                    Err(format!("cannot send {} bytes: {error}", buffer.len()))
+                }
+                _ => Ok(()),
+            };
             sends += 1;
             burst_sends += 1;
             burst_bytes += buffer.len();
         }
-        flight.land();
+        flight.land(began);
         stop.wait(Duration::from_millis(rng.random_range(0..=PAUSE_MS)));
     }
     flight.end();
@@ -165,6 +207,7 @@ pub(crate) fn receive(
     carrier: Carrier,
     socket: &UdpSocket,
     flight: &Flight,
+    windows: &Windows,
 ) -> Result<Counts, String> {
     socket.set_read_timeout(Some(LOST_AFTER)).map_err(|error| error.to_string())?;
     let mut ledger = Ledger::default();
@@ -174,18 +217,25 @@ pub(crate) fn receive(
         let mut state = flight.state.lock().unwrap();
         match received {
             Ok(length) => {
+                let arrival = Instant::now();
                 let datagram = match (carrier, &buffer[..length]) {
                     (Carrier::Echo, [ECHO_REPLY, rest @ ..]) => &rest[ECHO_BYTES - 1..],
                     (Carrier::Echo, other) => return Err(format!("no echo reply: {other:?}")),
                     (Carrier::Udp, datagram) => datagram,
                 };
+                let late = ledger.counts.reordered;
                 ledger.enter(&sequence, state.limit, datagram);
+                // A lowered MTU makes fragments of the longer ones, which take another queue.
+                if ledger.counts.reordered > late && windows.explain(arrival, arrival) {
+                    ledger.counts.reordered = late;
+                }
                 state.arrived += 1;
                 flight.arrived.notify_all();
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 if state.ended {
-                    return Ok(Counts { sent: state.sent, ..ledger.counts });
+                    let excused = state.excused(&ledger, windows);
+                    return Ok(Counts { sent: state.sent, excused, ..ledger.counts });
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

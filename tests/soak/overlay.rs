@@ -2,15 +2,15 @@
 #![forbid(unsafe_code)]
 
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
 use std::thread::Scope;
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::DATAGRAMS;
-use crate::churn;
+use crate::churn::Store;
 use crate::datagram::Sequence;
 use crate::drops::Drops;
 use crate::flow::{self, Carrier, Flight};
@@ -18,9 +18,10 @@ use crate::report::{Handle, Outcome};
 use crate::stop::Stop;
 use crate::stream;
 use crate::support::daemon::{Daemon, PATIENCE};
-use crate::support::lab::{CONFIG, Lab, LinkModel};
+use crate::support::lab::{CONFIG, Lab, LabHost, LinkModel};
 use crate::support::netns::Netns;
 use crate::support::traffic::{End, ping};
+use crate::windows::Windows;
 
 const HOSTS: u8 = 3;
 
@@ -33,10 +34,17 @@ const LAST_LEASE: (u8, u8) = (250, 250);
 /// The hosts, which know each other.
 pub(crate) struct Overlay {
     lab: Lab,
-    store: PathBuf,
+    store: Store,
     /// One on each host.
-    pub(crate) daemons: Vec<Daemon>,
-    log_lines: Vec<usize>,
+    daemons: Vec<Mutex<Running>>,
+}
+
+/// The daemon of a host.
+struct Running {
+    /// None while it is restarted.
+    daemon: Option<Daemon>,
+    /// Lines of its log that [`Overlay::news`] has given.
+    told: usize,
 }
 
 impl Overlay {
@@ -51,26 +59,68 @@ impl Overlay {
         let store = lab.store_dir(&config);
         let daemons = lab.start_overlay(&store, |_| vec![]);
         lab.add_pods();
-        let mut overlay = Overlay { lab, store, daemons, log_lines: Vec::new() };
+        let running = |daemon| Mutex::new(Running { daemon: Some(daemon), told: 0 });
+        let daemons = daemons.into_iter().map(running).collect();
+        let overlay = Overlay { lab, store: Store::at(store), daemons };
         for netns in overlay.namespaces() {
             // Echo sockets for root's group; and a client's port is free again after a second, or
             // a long soak runs out of ports.
             netns.sysctl("net.ipv4.ping_group_range", "0 0");
             netns.sysctl("net.ipv4.tcp_tw_reuse", "1");
+            // What waits for a lost fragment must not take one of a later datagram whose
+            // identifier is the same again.
+            netns.sysctl("net.ipv4.ipfrag_time", "2");
         }
         overlay.ping_all();
-        overlay.log_lines = overlay.daemons.iter().map(|d| d.log().lines().count()).collect();
+        for host in overlay.hosts() {
+            overlay.news(host);
+        }
         overlay
     }
 
     /// The directory of the leases.
-    pub(crate) fn store(&self) -> &Path {
+    pub(crate) fn store(&self) -> &Store {
         &self.store
+    }
+
+    /// The numbers of all hosts.
+    pub(crate) fn hosts(&self) -> Range<usize> {
+        0..self.lab.hosts().len()
+    }
+
+    /// The host of that number.
+    pub(crate) fn host(&self, number: usize) -> &LabHost {
+        self.lab.host(number)
+    }
+
+    /// Asks the daemon of a host; none while it is restarted.
+    pub(crate) fn ask<T>(&self, host: usize, ask: impl FnOnce(&Daemon) -> T) -> Option<T> {
+        self.daemons[host].lock().unwrap().daemon.as_ref().map(ask)
+    }
+
+    /// Takes the daemon of a host, in order to end it.
+    pub(crate) fn take(&self, host: usize) -> Daemon {
+        self.daemons[host].lock().unwrap().daemon.take().expect("it runs")
+    }
+
+    /// Starts the next daemon of a host.
+    pub(crate) fn spawn(&self, host: usize) {
+        let daemon = self.host(host).spawn_daemon(&[&self.store.flag()], &[]);
+        *self.daemons[host].lock().unwrap() = Running { daemon: Some(daemon), told: 0 };
+    }
+
+    /// What the daemon of a host has logged since this was last called.
+    pub(crate) fn news(&self, host: usize) -> Vec<String> {
+        let mut running = self.daemons[host].lock().unwrap();
+        let log = running.daemon.as_ref().map(Daemon::log).unwrap_or_default();
+        let news: Vec<String> = log.lines().skip(running.told).map(str::to_owned).collect();
+        running.told += news.len();
+        news
     }
 
     /// Every direction between two hosts.
     pub(crate) fn pairs(&self) -> Vec<(usize, usize)> {
-        let hosts = 0..self.lab.hosts().len();
+        let hosts = self.hosts();
         let all = hosts.clone().flat_map(|a| hosts.clone().map(move |b| (a, b)));
         all.filter(|(a, b)| a != b).collect()
     }
@@ -83,7 +133,8 @@ impl Overlay {
         })
     }
 
-    fn namespaces(&self) -> impl Iterator<Item = &Netns> {
+    /// All namespaces.
+    pub(crate) fn namespaces(&self) -> impl Iterator<Item = &Netns> {
         let hosts = self.lab.hosts().iter().flat_map(|host| [&host.netns, &host.pod(0).netns]);
         hosts.chain([self.lab.switch()])
     }
@@ -93,32 +144,35 @@ impl Overlay {
         Drops::read(self.namespaces())
     }
 
+    /// Every path, by its ends.
+    pub(crate) fn paths(&self) -> Vec<[End<'_>; 2]> {
+        let of_pair = |pair| [self.ends(pair, true), self.ends(pair, false)];
+        self.pairs().into_iter().flat_map(of_pair).collect()
+    }
+
     /// Pings along every path. Queues are in order, so what was sent before is through then.
     pub(crate) fn ping_all(&self) {
-        for (pair, pods) in self.pairs().into_iter().flat_map(|pair| [(pair, true), (pair, false)])
-        {
-            let [from, to] = self.ends(pair, pods);
+        for [from, to] in self.paths() {
             ping(from.netns, to.address, 1, "").unwrap();
         }
     }
 
-    /// Makes one more lease, waits until all daemons know it, and returns what each has logged
-    /// since the start.
+    /// Makes one more lease, waits until all daemons know it, and returns their news.
     pub(crate) fn last_lease(&self) -> Vec<Vec<String>> {
         let (subnet, host) = LAST_LEASE;
-        churn::put(&self.store, subnet, host).unwrap();
+        self.store.put(subnet, host).unwrap();
         let news = format!("peer 172.7.{subnet}.0/24 at 10.4.7.{host} is up");
-        let since_start = |(daemon, &lines): (&Daemon, &usize)| {
-            daemon.wait_log(&news, PATIENCE);
-            daemon.log().lines().skip(lines).map(str::to_owned).collect()
+        let known = |host| {
+            self.ask(host, |daemon| daemon.wait_log(&news, PATIENCE));
+            self.news(host)
         };
-        self.daemons.iter().zip(&self.log_lines).map(since_start).collect()
+        self.hosts().map(known).collect()
     }
 
     /// Stops the daemons; returns their whole logs.
     pub(crate) fn stop(self) -> Vec<String> {
-        let stop = |daemon: Daemon| {
-            let ended = daemon.stop();
+        let stop = |running: Mutex<Running>| {
+            let ended = running.into_inner().unwrap().daemon.expect("it runs").stop();
             assert!(ended.status.success(), "{:?}\n{}", ended.status, ended.log);
             ended.log
         };
@@ -133,6 +187,7 @@ pub(crate) fn start_streams<'scope, 'env>(
     flow: stream::Flow<'env>,
     [from, to]: [End<'env>; 2],
     stop: &'env Stop,
+    windows: &'env Windows,
 ) -> [Handle<'scope>; 2] {
     let listener = to.netns.listen(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0));
     let port = v4(listener.local_addr().unwrap()).port();
@@ -147,7 +202,7 @@ pub(crate) fn start_streams<'scope, 'env>(
     };
     let client = scope.spawn(move || {
         let connect = || std::net::TcpStream::connect_timeout(&target.into(), PATIENCE);
-        let result = stop.heed(from.netns.enter(|| flow.ask(connect, stop)));
+        let result = stop.heed(from.netns.enter(|| flow.ask(connect, stop, windows)));
         ended.store(true, Relaxed);
         // The server waits for one more: by loopback, because the overlay may have failed and its
         // addresses be gone. A server that has failed is not there any more.
@@ -165,6 +220,7 @@ pub(crate) fn start_datagrams<'scope, 'env>(
     carrier: Carrier,
     [from, to]: [End<'env>; 2],
     stop: &'env Stop,
+    windows: &'env Windows,
 ) -> [Handle<'scope>; 2] {
     let here = SocketAddrV4::new(from.address, 0);
     let (sender, receiver, target) = match carrier {
@@ -184,12 +240,14 @@ pub(crate) fn start_datagrams<'scope, 'env>(
     let taking = {
         let flight = Arc::clone(&flight);
         scope.spawn(move || {
-            let result = flow::receive(sequence, carrier, &receiver, &flight).map_err(blame);
+            let result =
+                flow::receive(sequence, carrier, &receiver, &flight, windows).map_err(blame);
             stop.heed(result).map(|counts| Outcome::Datagrams(kind, counts))
         })
     };
     let sending = scope.spawn(move || {
-        let result = flow::send(sequence, carrier, &sender, target, &flight, stop).map_err(blame);
+        let result =
+            flow::send(sequence, carrier, &sender, target, &flight, stop, windows).map_err(blame);
         stop.heed(result).map(|()| Outcome::Sent)
     });
     [taking, sending]

@@ -7,6 +7,7 @@ use std::thread::ScopedJoinHandle;
 use crate::DATAGRAMS;
 use crate::drops::Drops;
 use crate::footprint::Footprint;
+use crate::storm::Tally;
 use crate::stream::STYLES;
 use crate::{churn, datagram, stream};
 
@@ -23,6 +24,8 @@ pub(crate) enum Outcome {
     Sent,
     /// Changes of the store.
     Leases(churn::Counts),
+    /// What faults have done.
+    Faults(Tally),
 }
 
 /// Packets that one dropped buffer may have held: the longest train that the kernel makes
@@ -54,7 +57,11 @@ pub(crate) struct Report {
     leases: churn::Counts,
     /// Of the flows and of the daemons' memory.
     failures: Vec<String>,
-    footprints: Vec<Footprint>,
+    /// Of each host's processes, one after the other.
+    footprints: Vec<Vec<Footprint>>,
+    /// None in a soak without faults.
+    faults: Option<Tally>,
+    /// By the kernel, but not while faults could show.
     drops: Drops,
     endings: Vec<Ending>,
 }
@@ -75,13 +82,14 @@ impl Report {
             }
             Ok(Outcome::Sent) => {}
             Ok(Outcome::Leases(counts)) => self.leases = counts,
+            Ok(Outcome::Faults(tally)) => self.faults = Some(tally),
             Err(failure) => self.failures.push(failure),
         }
     }
 
     /// Adds the daemons' samples.
-    pub(crate) fn add_footprints(&mut self, footprints: Vec<Footprint>) {
-        for (number, footprint) in footprints.iter().enumerate() {
+    pub(crate) fn add_footprints(&mut self, footprints: Vec<Vec<Footprint>>) {
+        for (number, footprint) in each(&footprints) {
             self.failures.extend(footprint.judge().err().map(|e| format!("daemon {number}: {e}")));
         }
         self.footprints = footprints;
@@ -101,9 +109,9 @@ impl Report {
         }
     }
 
-    /// Adds what the kernel dropped.
+    /// Adds what the kernel dropped, from the beginning to the end.
     pub(crate) fn add_drops(&mut self, drops: Drops) {
-        self.drops = drops;
+        self.drops = drops - self.faults.as_ref().map_or(Drops::default(), |tally| tally.drops);
     }
 
     /// Adds what the daemons logged at their end.
@@ -132,12 +140,18 @@ impl Report {
             total.add(counts);
         }
         let wrong = self.drops.checksums;
+        let wrong = wrong + self.faults.as_ref().map_or(0, |tally| tally.drops.checksums);
         fault(wrong > 0, format!("CORRUPT: {wrong} packets had wrong checksums"));
 
-        // Each loss has a counter that explains it, in the kernel or in a daemon.
-        let explained = TRAIN_PACKETS * self.drops.buffers();
-        let lost = total.lost();
+        // Each loss has a counter that explains it, in the kernel or in a daemon, or a fault.
+        let explained = TRAIN_PACKETS * u64::try_from(self.drops.buffers()).unwrap();
+        let lost = total.lost() - total.excused;
         fault(lost > explained, format!("{lost} datagrams are lost, but {} dropped", self.drops));
+        if let Some(tally) = &self.faults {
+            fault(tally.count() == 0, "no fault was done".into());
+            // A process that was killed did not tell its counters; the storm has asked before.
+            return faults;
+        }
         let sum = |of: fn(&Ending) -> u64| self.endings.iter().map(of).sum::<u64>();
         let (sent, taken) = (sum(|e| e.egress_packets), sum(|e| e.ingress_packets));
         fault(
@@ -147,6 +161,12 @@ impl Report {
         fault(sum(|e| e.dropped + e.errors) > 0, "the daemons dropped packets".into());
         faults
     }
+}
+
+/// All processes' footprints, with the number of the host.
+fn each(footprints: &[Vec<Footprint>]) -> impl Iterator<Item = (usize, &Footprint)> {
+    let hosts = footprints.iter().enumerate();
+    hosts.flat_map(|(number, processes)| processes.iter().map(move |process| (number, process)))
 }
 
 impl Ending {
@@ -173,7 +193,7 @@ impl Ending {
 }
 
 /// Whether a line tells of a lease that the soak made: of a third byte above 100.
-fn is_about_churn(line: &str) -> bool {
+pub(crate) fn is_about_churn(line: &str) -> bool {
     let subnet = line.split_once("] peer 172.7.").and_then(|(_, rest)| rest.split_once('.'));
     subnet.is_some_and(|(third, _)| third.parse::<u8>().is_ok_and(|third| third > 100))
 }
@@ -185,10 +205,11 @@ impl fmt::Display for Report {
             writeln!(f, "  {}: connections={} bytes={bytes}", style.name, connections / 2)?;
         }
         for (counts, (name, ..)) in self.datagrams.iter().zip(&DATAGRAMS) {
-            let datagram::Counts { sent, received, bytes, duplicates, reordered, corrupt } = counts;
+            let datagram::Counts { sent, received, bytes, duplicates, reordered, corrupt, excused } =
+                counts;
             writeln!(
                 f,
-                "  {name}: sent={sent} received={received} bytes={bytes} lost={} \
+                "  {name}: sent={sent} received={received} bytes={bytes} lost={} excused={excused} \
                  duplicates={duplicates} reordered={reordered} corrupt={corrupt}",
                 counts.lost()
             )?;
@@ -196,7 +217,10 @@ impl fmt::Display for Report {
         let churn::Counts { added, moved, removed } = self.leases;
         writeln!(f, "  leases: added={added} moved={moved} removed={removed}")?;
         writeln!(f, "  dropped by the kernel: {}", self.drops)?;
-        for (number, footprint) in self.footprints.iter().enumerate() {
+        if let Some(tally) = &self.faults {
+            write!(f, "{tally}")?;
+        }
+        for (number, footprint) in each(&self.footprints) {
             writeln!(f, "  daemon {number}: {footprint}")?;
         }
         for (number, Ending { lines: [egress, ingress], .. }) in self.endings.iter().enumerate() {
@@ -270,6 +294,27 @@ mod tests {
         report.datagrams[0].received -= 1;
         report.endings = vec![ending(90, 89, "")];
         assert_eq!(report.faults(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn only_what_a_fault_explains_is_excused() {
+        let mut report = good();
+        report.datagrams[0].received -= 2;
+        report.datagrams[0].excused = 1;
+        report.faults = Some(Tally::default());
+        let faults = report.faults();
+        assert_eq!(faults.len(), 2, "{faults:?}");
+        assert!(faults[0].contains("1 datagrams are lost"), "{faults:?}");
+        assert!(faults[1].contains("no fault was done"), "{faults:?}");
+        // What the kernel dropped during a fault explains nothing that was lost without.
+        let drops = Drops { devices: 1, checksums: 1, ..Drops::default() };
+        let mut tally = Tally::default();
+        tally.drops = drops;
+        report.faults = Some(tally);
+        report.add_drops(drops);
+        let faults = report.faults();
+        assert!(faults[0].contains("CORRUPT: 1 packets had wrong checksums"), "{faults:?}");
+        assert!(faults[1].contains("1 datagrams are lost"), "{faults:?}");
     }
 
     #[test]

@@ -37,3 +37,14 @@ impl Stop {
         result
     }
 }
+
+/// Tells everybody if the thread that holds it panics.
+pub(crate) struct Alarm<'a>(pub(crate) &'a Stop);
+
+impl Drop for Alarm<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.set();
+        }
+    }
+}

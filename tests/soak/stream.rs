@@ -8,6 +8,8 @@ use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -15,6 +17,7 @@ use rand::{RngExt, SeedableRng};
 use crate::pattern::{Pattern, mix};
 use crate::stop::Stop;
 use crate::support::daemon::PATIENCE;
+use crate::windows::Windows;
 
 /// How a flow uses its connections.
 pub(crate) struct Style {
@@ -99,12 +102,13 @@ impl<'a> Flow<'a> {
         self,
         connect: impl Fn() -> io::Result<TcpStream>,
         stop: &Stop,
+        windows: &Windows,
     ) -> Result<Counts, String> {
         let mut counts = Counts::default();
         while !stop.is_set() {
             let connection = self.connection(counts.connections);
             let ask = || -> Result<(), String> {
-                let mut stream = connect().map_err(|error| format!("no connection: {error}"))?;
+                let mut stream = reach(&connect, windows)?;
                 connection.prepare(&stream)?;
                 connection.send(&mut stream, REQUEST, connection.request_bytes)?;
                 connection.receive(&mut stream, REPLY, connection.reply_bytes)
@@ -139,6 +143,31 @@ impl<'a> Flow<'a> {
             serve().map_err(|error| connection.blame("server", &error))?;
             counts.connections += 1;
             counts.bytes += connection.request_bytes;
+        }
+    }
+}
+
+/// Between two attempts where no route leads to the server.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Connects. While a fault explains that no route leads there, it is tried again: the server has
+/// seen nothing of it.
+fn reach(
+    connect: impl Fn() -> io::Result<TcpStream>,
+    windows: &Windows,
+) -> Result<TcpStream, String> {
+    use io::ErrorKind::{HostUnreachable, NetworkUnreachable};
+    loop {
+        let began = Instant::now();
+        match connect() {
+            Ok(stream) => return Ok(stream),
+            Err(error)
+                if matches!(error.kind(), HostUnreachable | NetworkUnreachable)
+                    && windows.explain(began, Instant::now()) =>
+            {
+                sleep(PAUSE);
+            }
+            Err(error) => return Err(format!("no connection: {error}")),
         }
     }
 }

@@ -1,0 +1,135 @@
+//! What goes wrong on a host for a while.
+#![forbid(unsafe_code)]
+
+use std::fs;
+
+use rustix::process::Signal;
+
+use crate::overlay::Overlay;
+use crate::support::lab::NETWORK;
+
+/// A fault that can be done to any host.
+pub(crate) struct Fault {
+    /// What it is called in the summary.
+    pub(crate) name: &'static str,
+    /// Whether another process carries on afterwards.
+    pub(crate) restarts: bool,
+    /// Does it to the host of that number.
+    pub(crate) begin: fn(&Overlay, usize),
+    /// Takes it back after a while; none, if the daemon does that at once.
+    pub(crate) end: Option<fn(&Overlay, usize)>,
+}
+
+/// All faults.
+pub(crate) static FAULTS: [Fault; 13] = [
+    Fault {
+        name: "daemon killed",
+        restarts: true,
+        begin: |overlay, host| drop(overlay.take(host).kill9()),
+        end: Some(Overlay::spawn),
+    },
+    Fault {
+        name: "daemon stopped",
+        restarts: true,
+        begin: |overlay, host| {
+            let ended = overlay.take(host).stop();
+            assert!(ended.status.success(), "{:?}\n{}", ended.status, ended.log);
+        },
+        end: Some(Overlay::spawn),
+    },
+    Fault {
+        name: "daemon stands still",
+        restarts: false,
+        begin: |overlay, host| signal(overlay, host, Signal::STOP),
+        end: Some(|overlay, host| signal(overlay, host, Signal::CONT)),
+    },
+    Fault {
+        name: "flannel0 deleted",
+        restarts: false,
+        begin: |overlay, host| ip(overlay, host, "link delete flannel0"),
+        end: None,
+    },
+    Fault {
+        name: "flannel0 down",
+        restarts: false,
+        begin: |overlay, host| ip(overlay, host, "link set flannel0 down"),
+        end: None,
+    },
+    Fault {
+        name: "address removed",
+        restarts: false,
+        begin: |overlay, host| ip(overlay, host, "-4 addr flush dev flannel0"),
+        end: None,
+    },
+    Fault {
+        name: "route removed",
+        restarts: false,
+        begin: |overlay, host| {
+            ip(overlay, host, &format!("route delete {NETWORK} dev flannel0"));
+        },
+        end: None,
+    },
+    Fault {
+        name: "MTU lowered",
+        restarts: false,
+        begin: |overlay, host| ip(overlay, host, "link set flannel0 mtu 1000"),
+        // Hosts and pods remember a path's MTU for ten minutes, and refuse longer segments.
+        end: Some(|overlay, _| overlay.forget_paths()),
+    },
+    Fault {
+        name: "eth0 down",
+        restarts: false,
+        begin: |overlay, host| ip(overlay, host, "link set eth0 down"),
+        end: Some(|overlay, host| {
+            ip(overlay, host, "link set eth0 up");
+            // The kernel has removed it.
+            ip(overlay, host, "route add default via 10.4.7.1");
+        }),
+    },
+    Fault {
+        name: "port blocked one way",
+        restarts: false,
+        begin: |overlay, host| block(overlay, host, "udp dport 8285 drop"),
+        end: Some(unblock),
+    },
+    Fault {
+        name: "30 % lost",
+        restarts: false,
+        begin: |overlay, host| {
+            block(overlay, host, "udp dport 8285 numgen random mod 10 < 3 drop");
+        },
+        end: Some(unblock),
+    },
+    Fault {
+        name: "store hidden",
+        restarts: false,
+        begin: |overlay, _| overlay.store().hide(),
+        end: Some(|overlay, _| overlay.store().show()),
+    },
+    Fault {
+        name: "own lease deleted",
+        restarts: false,
+        begin: |overlay, host| fs::remove_file(overlay.lease(host)).unwrap(),
+        end: None,
+    },
+];
+
+fn signal(overlay: &Overlay, host: usize, signal: Signal) {
+    overlay.ask(host, |daemon| daemon.signal(signal)).expect("it runs");
+}
+
+fn ip(overlay: &Overlay, host: usize, args: &str) {
+    overlay.host(host).netns.ip(args);
+}
+
+/// Drops on arrival what `rule` matches.
+fn block(overlay: &Overlay, host: usize, rule: &str) {
+    let netns = &overlay.host(host).netns;
+    netns.exec("nft add table ip fault");
+    netns.exec("nft add chain ip fault in { type filter hook input priority -300 ; }");
+    netns.exec(&format!("nft add rule ip fault in {rule}"));
+}
+
+fn unblock(overlay: &Overlay, host: usize) {
+    overlay.host(host).netns.exec("nft delete table ip fault");
+}
