@@ -330,6 +330,32 @@ fn the_monitor_survives_an_overrun() {
     });
 }
 
+/// How many sockets of this thread's namespace subscribe to the kernel's messages: `/proc/net/netlink`
+/// has the groups in its fourth column.
+fn subscriptions() -> usize {
+    let text = std::fs::read_to_string("/proc/thread-self/net/netlink").unwrap();
+    let sockets = text.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
+    sockets.filter(|columns| columns[2] != "0" && columns[3] != "00000000").count()
+}
+
+#[test]
+fn a_monitor_that_nobody_listens_to_leaves_no_socket() {
+    let test = "a_monitor_that_nobody_listens_to_leaves_no_socket";
+    let Some(netns) = netns_with_tun(test) else { return };
+    netns.block_on(async || {
+        let host = Host::open().unwrap();
+        let changes = host.watch_link("flannel0", wanted().network).await.unwrap();
+        assert_eq!(subscriptions(), 1);
+        drop(changes);
+        let gone = async {
+            while subscriptions() > 0 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        timeout(PATIENCE, gone).await.expect("the socket stays");
+    });
+}
+
 #[test]
 fn the_external_interface_is_read_from_the_kernel() {
     if !root_or_skip("the_external_interface_is_read_from_the_kernel") {

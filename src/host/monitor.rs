@@ -13,6 +13,7 @@ use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage}
 use rtnetlink::sys::SocketAddr;
 use rtnetlink::{MulticastGroup, new_multicast_connection};
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::error::HostError;
@@ -35,7 +36,12 @@ pub enum LinkChange {
     Vanished,
 }
 
-type Messages = UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>;
+/// The kernel's messages.
+struct Messages {
+    queue: UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>,
+    /// Reads the socket. Left to itself it would keep it until the kernel's next message.
+    _connection: JoinSet<()>,
+}
 
 impl Host {
     /// Reports every change to the device `name` and to the route of `network`, until the
@@ -65,9 +71,10 @@ impl Host {
 
 fn subscribe() -> Result<Messages, HostError> {
     let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv4Route];
-    let (connection, _, messages) = new_multicast_connection(&groups).map_err(HostError::Open)?;
-    tokio::spawn(connection);
-    Ok(messages)
+    let (connection, _, queue) = new_multicast_connection(&groups).map_err(HostError::Open)?;
+    let mut reader = JoinSet::new();
+    reader.spawn(connection);
+    Ok(Messages { queue, _connection: reader })
 }
 
 async fn watch(
@@ -87,7 +94,7 @@ async fn watch(
             // The messages come first: a report is never older than what the kernel has said.
             biased;
             () = tx.closed() => return,
-            message = messages.next() => match message {
+            message = messages.queue.next() => match message {
                 Some((message, _)) => watched.judge(&message.payload),
                 None => {
                     let Some(again) = resubscribe(&host, &mut watched, &tx).await else { return };
