@@ -23,6 +23,10 @@ const BURST_BYTES: usize = 256 << 10;
 /// After so long, what has not arrived yet is no longer waited for.
 const LOST_AFTER: Duration = Duration::from_millis(500);
 
+/// After so long, nothing that is not there is in a queue any more: a starved daemon may leave it there
+/// far longer than anybody waits, and then be killed.
+const UNDER_WAY: Duration = Duration::from_secs(2);
+
 /// Bursts that begin within this time are told apart from later ones, but not from each other.
 const SPAN: Duration = Duration::from_millis(100);
 
@@ -81,7 +85,7 @@ impl State {
     fn excused(&self, ledger: &Ledger, windows: &Windows) -> u64 {
         let (mut excused, mut sent, mut limit) = (0, 0, 0);
         for span in &self.spans {
-            if windows.explain(span.from, span.until) {
+            if windows.explain(span.from, span.until + UNDER_WAY) {
                 excused += span.sent - sent - ledger.count(limit..span.limit);
             }
             (sent, limit) = (span.sent, span.limit);
@@ -217,18 +221,12 @@ pub(crate) fn receive(
         let mut state = flight.state.lock().unwrap();
         match received {
             Ok(length) => {
-                let arrival = Instant::now();
                 let datagram = match (carrier, &buffer[..length]) {
                     (Carrier::Echo, [ECHO_REPLY, rest @ ..]) => &rest[ECHO_BYTES - 1..],
                     (Carrier::Echo, other) => return Err(format!("no echo reply: {other:?}")),
                     (Carrier::Udp, datagram) => datagram,
                 };
-                let late = ledger.counts.reordered;
                 ledger.enter(&sequence, state.limit, datagram);
-                // A lowered MTU makes fragments of the longer ones, which take another queue.
-                if ledger.counts.reordered > late && windows.explain(arrival, arrival) {
-                    ledger.counts.reordered = late;
-                }
                 state.arrived += 1;
                 flight.arrived.notify_all();
             }

@@ -15,8 +15,8 @@ const GROWTH_KIB: u64 = 3 * 1_024;
 /// resident memory, less 8 for the code of a release build. That of a debug build is 17 MiB.
 const PEAK_KIB: u64 = 16 * 1_024;
 
-/// So many samples are needed to tell growth from use, ten seconds' worth.
-const ENOUGH: usize = 40;
+/// So many samples are needed to tell growth from use, forty seconds' worth: lanes are touched before.
+const ENOUGH: usize = 160;
 
 /// The samples of one process, from `/proc/PID`.
 #[derive(Debug)]
@@ -129,19 +129,19 @@ mod tests {
 
     #[test]
     fn growth_is_noticed() {
-        let flat = vec![10; 90];
-        assert_eq!(of(vec![9_000; 90], flat.clone()).judge(), Ok(()));
-        // 60 KiB with each sample: a leak. One peak: not.
-        let leak = (0..90).map(|sample| 9_000 + 60 * sample).collect();
+        let flat = vec![10; 180];
+        assert_eq!(of(vec![9_000; 180], flat.clone()).judge(), Ok(()));
+        // 30 KiB with each sample: a leak. One peak: not.
+        let leak = (0..180).map(|sample| 9_000 + 30 * sample).collect();
         assert!(of(leak, flat.clone()).judge().unwrap_err().contains("memory grew"));
-        let mut peak = vec![9_000; 90];
-        peak[80] = 16_000;
+        let mut peak = vec![9_000; 180];
+        peak[170] = 16_000;
         assert_eq!(of(peak.clone(), flat.clone()).judge(), Ok(()));
-        peak[80] = 17_000;
+        peak[170] = 17_000;
         assert!(of(peak, flat).judge().unwrap_err().contains("memory reached"));
-        let leak: Vec<u64> = (0..90).map(|sample| 10 + sample / 20).collect();
-        // Too few samples to tell.
-        assert_eq!(of(vec![9_000; 30], leak[..30].to_vec()).judge(), Ok(()));
-        assert!(of(vec![9_000; 90], leak).judge().unwrap_err().contains("descriptors went"));
+        let leak: Vec<u64> = (0..180).map(|sample| 10 + sample / 20).collect();
+        assert!(of(vec![9_000; 180], leak.clone()).judge().unwrap_err().contains("descriptors"));
+        // A process that did not live long enough to tell.
+        assert_eq!(of(vec![9_000; 150], leak[..150].to_vec()).judge(), Ok(()));
     }
 }

@@ -1,14 +1,18 @@
 //! What a host must be like again after a fault, and what its daemon must not count without one.
 #![forbid(unsafe_code)]
 
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use flanneld::admin::report::{DirectionReport, Report};
 use serde_json::Value;
 
 use crate::overlay::Overlay;
-use crate::support::admin;
+use crate::support::admin::{self, until};
 use crate::support::lab::NETWORK;
+
+/// 172.7.251.0/24: neither a daemon's nor one of the churn.
+const MARKER: u8 = 251;
 
 impl Overlay {
     /// The file of a host's lease.
@@ -50,6 +54,24 @@ impl Overlay {
         self.hosts().map(health).collect()
     }
 
+    /// Gives a lease to another host, and waits until all daemons know it: then they know whatever was
+    /// done to the store before, too. `number` must not be that of the time before.
+    pub(crate) fn wait_until_known(&self, number: u64) {
+        let (subnet, host) = (MARKER, (number % 200) as u8);
+        self.store().put(subnet, host).unwrap();
+        let (ip, subnet) = (Ipv4Addr::new(10, 4, 7, host), format!("172.7.{subnet}.0/24"));
+        let know = |host: usize| {
+            let peers = self.report(host).peers;
+            peers.iter().any(|peer| peer.public_ip == ip && peer.subnets.contains(&subnet))
+        };
+        until("all know a lease", || self.hosts().all(know), |&known| known);
+    }
+
+    /// What the daemon of a host tells.
+    fn report(&self, host: usize) -> Report {
+        serde_json::from_value(admin::report(self.host(host))).unwrap()
+    }
+
     /// How many packets each daemon has dropped, and errors it has seen.
     pub(crate) fn refused(&self) -> Vec<u64> {
         let of_direction = |direction: &DirectionReport| {
@@ -59,7 +81,7 @@ impl Overlay {
             drops.sum::<u64>() + direction.errors + direction.icmp_errors
         };
         let of_host = |host: usize| {
-            let report: Report = serde_json::from_value(admin::report(self.host(host))).unwrap();
+            let report = self.report(host);
             of_direction(&report.egress) + of_direction(&report.ingress)
         };
         self.hosts().map(of_host).collect()

@@ -136,7 +136,9 @@ impl Report {
             fault(counts.corrupt > 0, format!("CORRUPT: {} of the {name}", counts.corrupt));
             fault(counts.duplicates > 0, format!("{name}: {} came twice", counts.duplicates));
             let late = counts.reordered;
-            fault(late > counts.received / ONE_LATE_IN, format!("{name}: {late} came late"));
+            // Faults move flows to other queues: with a lower MTU, the longer datagrams as fragments.
+            let late_is_wrong = self.faults.is_none() && late > counts.received / ONE_LATE_IN;
+            fault(late_is_wrong, format!("{name}: {late} came late"));
             total.add(counts);
         }
         let wrong = self.drops.checksums;

@@ -27,7 +27,7 @@ use crate::windows::Windows;
 const LASTS_MS: RangeInclusive<u64> = 100..=3_000;
 
 /// How long it is quiet after one.
-const QUIET_MS: RangeInclusive<u64> = 1_000..=4_000;
+const QUIET_MS: RangeInclusive<u64> = 2_000..=6_000;
 
 /// Lines that a daemon may log about one fault.
 const FEW_LINES: usize = 10;
@@ -90,7 +90,7 @@ impl Storm<'_> {
             self.judge_quiet(&refused)?;
             self.windows.open();
             let before = self.overlay.drops();
-            let (recovery, gap) = self.strike(&FAULTS[kind], host, lasts, &healthy);
+            let (recovery, gap) = self.strike(tally.count(), &FAULTS[kind], host, lasts, &healthy);
             tally.drops += self.overlay.drops() - before;
             self.windows.close();
             self.judge_logs(&FAULTS[kind], host)?;
@@ -109,6 +109,7 @@ impl Storm<'_> {
     /// packet came.
     fn strike(
         &self,
+        number: u64,
         fault: &Fault,
         host: usize,
         lasts: Duration,
@@ -130,6 +131,7 @@ impl Storm<'_> {
         for [from, to] in self.overlay.paths() {
             until(fault.name, || ping(from.netns, to.address, 1, ""), Result::is_ok).unwrap();
         }
+        self.overlay.wait_until_known(number);
         let gap = probes.map(|probes| probes.stop().longest_gap).into_iter().max();
         let (recovery, gap) = (recovery.unwrap_or_default(), gap.unwrap_or_default());
         println!("{} on host {host}: back after {recovery:.0?}, gap {gap:.0?}", fault.name);
