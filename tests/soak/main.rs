@@ -2,7 +2,7 @@
 //! and with: not one byte may be wrong, and no daemon may grow.
 //!
 //! `FLANNELD_SOAK_SECONDS` says how long, half of it on each link model; `FLANNELD_SOAK_SEED`
-//! repeats the bytes, lengths and pauses of a run. `--nocapture` shows the summary.
+//! repeats the bytes, lengths, pauses and faults of a run. `--nocapture` shows the summary.
 #![forbid(unsafe_code)]
 // A helper fails its test by panicking; clippy.toml allows that only in `#[test]` functions.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
