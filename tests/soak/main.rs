@@ -32,7 +32,7 @@ use std::time::{Duration, Instant};
 
 use datagram::{FULL_BYTES, NUMBERED_BYTES, Sequence, Shape};
 use flow::Carrier;
-use footprint::Footprint;
+use footprint::{Footprint, GROWTH_KIB, GROWTH_WITH_FAULTS_KIB};
 use overlay::{Overlay, start_datagrams, start_streams};
 use pattern::{Pattern, mix};
 use report::{Outcome, Report};
@@ -105,6 +105,7 @@ fn soak_on_both_models(seconds: u64, faults: bool) {
 fn soak(model: LinkModel, duration: Duration, seed: u64, faults: bool) -> Report {
     let overlay = Overlay::new(model);
     let pattern = Pattern::new(seed);
+    let growth_kib = if faults { GROWTH_WITH_FAULTS_KIB } else { GROWTH_KIB };
     let (stop, windows) = (Stop::default(), Windows::default());
     let mut report = Report::default();
     let before = overlay.drops();
@@ -140,7 +141,7 @@ fn soak(model: LinkModel, duration: Duration, seed: u64, faults: bool) -> Report
             }
         }
         match watch(&overlay, duration, &stop) {
-            Ok(footprints) => report.add_footprints(footprints),
+            Ok(footprints) => report.add_footprints(footprints, growth_kib),
             Err(failure) => report.add(Err(failure)),
         }
         stop.set();

@@ -87,10 +87,11 @@ impl Report {
         }
     }
 
-    /// Adds the daemons' samples.
-    pub(crate) fn add_footprints(&mut self, footprints: Vec<Vec<Footprint>>) {
+    /// Adds the daemons' samples; so much more memory is no leak.
+    pub(crate) fn add_footprints(&mut self, footprints: Vec<Vec<Footprint>>, growth_kib: u64) {
         for (number, footprint) in each(&footprints) {
-            self.failures.extend(footprint.judge().err().map(|e| format!("daemon {number}: {e}")));
+            let wrong = footprint.judge(growth_kib).err();
+            self.failures.extend(wrong.map(|wrong| format!("daemon {number}: {wrong}")));
         }
         self.footprints = footprints;
     }
