@@ -166,6 +166,39 @@ async fn that_is_away_as_a_whole_is_silence() {
     );
 }
 
+/// A share that is unmounted while it is read: what was not read by then is not deleted.
+#[tokio::test(flavor = "multi_thread")]
+async fn moved_away_while_it_is_read_is_silence() {
+    const LEASES: usize = 1_000;
+    let parent = tempfile::tempdir().unwrap();
+    let [dir, elsewhere] = ["store", "elsewhere"].map(|name| parent.path().join(name));
+    fs::create_dir_all(dir.join("subnets")).unwrap();
+    fs::write(dir.join("config"), CONFIG).unwrap();
+    for number in 0..LEASES {
+        let name = format!("10.5.{}.{}-26", number / 4, number % 4 * 64);
+        fs::write(lease_file(&dir, &name), r#"{"PublicIP":"10.4.7.9"}"#).unwrap();
+    }
+    let store = Arc::new(DirectoryStore::open(&dir).unwrap());
+    let mut failed = 0;
+    for round in 0..100 {
+        let listing = tokio::spawn({
+            let store = Arc::clone(&store);
+            async move { store.list().await }
+        });
+        std::thread::sleep(Duration::from_micros(100 * round));
+        fs::rename(&dir, &elsewhere).unwrap();
+        match listing.await.unwrap() {
+            Ok(leases) => assert_eq!(leases.len(), LEASES, "round {round}"),
+            Err(error) => {
+                assert!(error.to_string().contains("does not serve"), "{error}");
+                failed += 1;
+            }
+        }
+        fs::rename(&elsewhere, &dir).unwrap();
+    }
+    assert!(failed > 0, "never at the wrong moment");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn links_pipes_and_huge_files_are_refused() {
     let (dir, store) = directory();

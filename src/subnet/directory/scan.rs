@@ -3,8 +3,9 @@
 
 use std::collections::HashMap;
 use std::fs::{self, Metadata};
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -84,6 +85,7 @@ impl Scanner {
         let subnets = self.files.subnets();
         let mut scan = Scan { leases: Vec::new(), unreadable: Vec::new() };
         let mut next = HashMap::new();
+        let before = identity(&subnets);
         let entries = match fs::read_dir(&subnets) {
             Ok(entries) => entries,
             // Somebody emptied the store.
@@ -127,6 +129,11 @@ impl Scanner {
             }
             next.insert(subnet, known);
         }
+        // Files of a directory that was moved or unmounted meanwhile are missing, but not deleted.
+        if before != identity(&subnets) {
+            let moved = io::Error::other("it was moved while it was read");
+            return Err(self.files.failed(&format!("cannot read {}", subnets.display()), &moved));
+        }
         self.known = next;
         scan.leases.sort_by_key(|lease| lease.subnet);
         Ok(scan)
@@ -161,6 +168,11 @@ impl Scanner {
         };
         Some(Known { stamp, settled, lease })
     }
+}
+
+/// What tells a directory from another of the same name; none if there is none.
+fn identity(dir: &Path) -> Option<(u64, u64)> {
+    fs::metadata(dir).ok().map(|meta| (meta.dev(), meta.ino()))
 }
 
 /// Names that editors and ourselves use for what is not finished.
