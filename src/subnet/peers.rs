@@ -8,6 +8,8 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use ipnet::Ipv4Net;
+
 use super::lease::{Lease, Subnet};
 use super::once::{Once, Seen};
 use super::reconnect;
@@ -47,7 +49,7 @@ impl Peers {
 
     /// The peers' leases, in the order of their subnets.
     pub fn leases(&self) -> impl Iterator<Item = &Lease> {
-        self.table.values().filter(|lease| is_peer(&self.own, lease))
+        self.table.values().filter(|lease| self.sees(lease))
     }
 
     /// Takes over what the store reports. A renewal that changes nothing gives no change; what a
@@ -56,7 +58,7 @@ impl Peers {
     pub fn apply(&mut self, event: WatchEvent, now: Instant) -> Vec<Change> {
         match event {
             WatchEvent::Put(lease) => self.put(lease),
-            WatchEvent::Removed(subnet) => self.remove(&subnet).into_iter().collect(),
+            WatchEvent::Removed(subnet) => self.remove(&subnet),
             WatchEvent::Snapshot(leases) => {
                 let next: BTreeMap<_, _> = leases.into_iter().map(|l| (l.subnet, l)).collect();
                 let deadline = now + self.grace();
@@ -85,7 +87,7 @@ impl Peers {
             .filter(|&(_, &deadline)| deadline <= now)
             .map(|(&subnet, _)| subnet)
             .collect();
-        due.iter().filter_map(|subnet| self.remove(subnet)).collect()
+        due.iter().flat_map(|subnet| self.remove(subnet)).collect()
     }
 
     /// Our own lease moved, or publishes something else: what that changes for the routes.
@@ -93,7 +95,7 @@ impl Peers {
         let before = std::mem::replace(&mut self.own, own);
         let mut changes = Vec::new();
         for lease in self.table.values() {
-            match (is_peer(&before, lease), is_peer(&self.own, lease)) {
+            match (is_peer(&before, &self.table, lease), self.sees(lease)) {
                 (true, false) => changes.push(Change::Down(lease.subnet)),
                 (false, true) => changes.push(Change::Up(lease.clone())),
                 _ => {}
@@ -103,29 +105,61 @@ impl Peers {
     }
 
     fn put(&mut self, lease: Lease) -> Vec<Change> {
-        let seen = is_peer(&self.own, &lease);
-        self.tell_conflict(&lease, seen);
-        self.missing.remove(&lease.subnet);
+        let subnet = lease.subnet;
+        self.missing.remove(&subnet);
         // Addresses that somebody leases now are not kept for whoever is missing.
         let stale: Vec<Subnet> =
-            self.missing.keys().filter(|old| old.overlaps(&lease.subnet)).copied().collect();
+            self.missing.keys().filter(|old| old.overlaps(&subnet)).copied().collect();
         let mut changes: Vec<Change> =
-            stale.iter().filter_map(|subnet| self.remove(subnet)).collect();
-        let before = self.table.insert(lease.subnet, lease.clone());
-        let before = before.filter(|before| is_peer(&self.own, before));
+            stale.iter().flat_map(|subnet| self.remove(subnet)).collect();
+        let seen = self.sees(&lease);
+        self.tell_conflict(&lease, seen);
+        let parts = self.seen_inside(&subnet);
+        let before = self.table.get(&subnet).filter(|before| self.sees(before)).cloned();
+        self.table.insert(subnet, lease.clone());
         changes.extend(match before {
             Some(before) if seen => (before.attrs != lease.attrs).then_some(Change::Up(lease)),
             Some(before) => Some(Change::Down(before.subnet)),
             None => seen.then_some(Change::Up(lease)),
         });
+        for part in parts {
+            if !self.sees(&part) {
+                self.tell_conflict(&part, false);
+                changes.push(Change::Down(part.subnet));
+            }
+        }
         changes
     }
 
-    fn remove(&mut self, subnet: &Subnet) -> Option<Change> {
+    fn remove(&mut self, subnet: &Subnet) -> Vec<Change> {
         self.told.forget(subnet);
         self.missing.remove(subnet);
-        let before = self.table.remove(subnet)?;
-        is_peer(&self.own, &before).then_some(Change::Down(before.subnet))
+        let parts = self.seen_inside(subnet);
+        let was_seen = self.table.get(subnet).is_some_and(|lease| self.sees(lease));
+        self.table.remove(subnet);
+        let mut changes: Vec<Change> =
+            was_seen.then_some(Change::Down(*subnet)).into_iter().collect();
+        let free = self.seen_inside(subnet).into_iter().filter(|part| !parts.contains(part));
+        changes.extend(free.map(Change::Up));
+        changes
+    }
+
+    fn sees(&self, lease: &Lease) -> bool {
+        is_peer(&self.own, &self.table, lease)
+    }
+
+    /// The peers whose subnets are parts of `subnet`, if that is of the length that hosts lease.
+    fn seen_inside(&self, subnet: &Subnet) -> Vec<Lease> {
+        let whole = subnet.v4.trunc();
+        if whole.prefix_len() != self.own.subnet.v4.prefix_len() {
+            return Vec::new();
+        }
+        self.table
+            .range(Subnet { v4: whole, v6: None }..)
+            .take_while(|(part, _)| whole.contains(&part.v4.addr()))
+            .filter(|(part, lease)| part.v4.prefix_len() > whole.prefix_len() && self.sees(lease))
+            .map(|(_, lease)| lease.clone())
+            .collect()
     }
 
     /// Says once what an operator must know: two hosts claim one thing.
@@ -149,151 +183,49 @@ impl Peers {
                     "lease {subnet} of {ip} overlaps our own {own}: {what}; delete one of the two"
                 );
             }
+        } else if let Some(whole) = whole(&self.own, &self.table, &subnet) {
+            let (whole, holder) = (whole.subnet, whole.attrs.public_ip);
+            if let Seen::First = self.told.see(subnet) {
+                tracing::warn!(
+                    "lease {subnet} of {ip} lies inside {whole} of {holder}: it is ignored; \
+                     delete one of the two"
+                );
+            }
         } else {
             self.told.forget(&subnet);
         }
     }
 }
 
-/// Is this a lease to send packets to? Not our own subnet, nor one that would lead back to us.
+/// Is this a lease to send packets to? Not our own subnet or a part of it, nor one that would lead
+/// back to us, nor a part of another host's subnet.
 ///
 /// A key that differs from ours only by its IPv6 part claims the very same IPv4 addresses: our own
 /// claim stands, or our pods would lose theirs.
-fn is_peer(own: &Lease, lease: &Lease) -> bool {
+fn is_peer(own: &Lease, table: &BTreeMap<Subnet, Lease>, lease: &Lease) -> bool {
+    let ours = own.subnet.v4;
     lease.subnet != own.subnet
-        && !(lease.subnet.v4 == own.subnet.v4 && own.subnet.v4.prefix_len() > 0)
+        && !(ours.contains(&lease.subnet.v4) && ours.prefix_len() > 0)
         && !same_holder(&lease.attrs, &own.attrs)
+        && whole(own, table, &lease.subnet).is_none()
+}
+
+/// The lease that `subnet` is a part of, if it is of the length that this network's hosts lease:
+/// our own. No daemon makes a lease inside of another one, so such a key is a mistake, and must not
+/// take pods' addresses away; a lease that spans hosts' subnets yields to them by its shorter prefix.
+fn whole<'t>(
+    own: &Lease,
+    table: &'t BTreeMap<Subnet, Lease>,
+    subnet: &Subnet,
+) -> Option<&'t Lease> {
+    let length = own.subnet.v4.prefix_len();
+    if subnet.v4.prefix_len() <= length || length == 0 {
+        return None;
+    }
+    let v4 = Ipv4Net::new_assert(subnet.v4.addr(), length).trunc();
+    let (_, lease) = table.range(Subnet { v4, v6: None }..).next()?;
+    (lease.subnet.v4 == v4).then_some(lease)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::lease::{Expiry, LeaseAttrs};
-    use super::*;
-
-    fn lease(subnet: &str, ip: &str) -> Lease {
-        Lease {
-            subnet: subnet.parse().unwrap(),
-            attrs: LeaseAttrs::udp(ip.parse().unwrap()),
-            expiry: Expiry::Unknown,
-        }
-    }
-
-    impl Peers {
-        fn apply_now(&mut self, event: WatchEvent) -> Vec<Change> {
-            self.apply(event, Instant::now())
-        }
-    }
-
-    fn own() -> Lease {
-        lease("10.5.1.0-24", "10.4.7.21")
-    }
-
-    fn two() -> Lease {
-        lease("10.5.2.0-24", "10.4.7.22")
-    }
-
-    fn three() -> Lease {
-        lease("10.5.3.0-24", "10.4.7.23")
-    }
-
-    fn subnets(peers: &Peers) -> Vec<String> {
-        peers.leases().map(|l| l.subnet.to_string()).collect()
-    }
-
-    #[test]
-    fn a_snapshot_is_a_diff_and_our_own_subnet_is_never_in_it() {
-        let mut peers = Peers::new(own());
-        let all = WatchEvent::Snapshot(vec![own(), two(), three()]);
-        assert_eq!(peers.apply_now(all.clone()), [Change::Up(two()), Change::Up(three())]);
-        assert_eq!(peers.apply_now(all), []);
-        let moved = lease("10.5.2.0-24", "10.4.7.99");
-        assert_eq!(peers.apply_now(WatchEvent::Snapshot(vec![moved.clone()])), [Change::Up(moved)]);
-        assert_eq!(subnets(&peers), ["10.5.2.0-24", "10.5.3.0-24"]);
-    }
-
-    #[test]
-    fn who_is_missing_from_a_snapshot_is_given_up_after_a_while() {
-        let (mut peers, start) = (Peers::new(own()), Instant::now());
-        let all = WatchEvent::Snapshot(vec![own(), two(), three()]);
-        peers.apply(all, start);
-        assert_eq!(peers.next_expiry(), None);
-        let grace = GRACE + reconnect::spread(3);
-        // An emptied store: nobody is given up yet, and who comes back was never away.
-        assert_eq!(peers.apply(WatchEvent::Snapshot(vec![]), start), []);
-        assert_eq!(peers.apply(WatchEvent::Put(two()), start + GRACE / 2), []);
-        // A second empty snapshot does not prolong it.
-        let again = WatchEvent::Snapshot(vec![two()]);
-        assert_eq!(peers.apply(again, start + GRACE / 2), []);
-        assert_eq!(peers.next_expiry(), Some(start + grace));
-        assert_eq!(peers.expire(start + grace - Duration::from_nanos(1)), []);
-        assert_eq!(peers.expire(start + grace), [Change::Down(three().subnet)]);
-        assert_eq!(peers.next_expiry(), None);
-        assert_eq!(subnets(&peers), ["10.5.2.0-24"]);
-    }
-
-    #[test]
-    fn addresses_that_are_leased_anew_are_not_kept_for_the_missing() {
-        let (mut peers, start) = (Peers::new(own()), Instant::now());
-        peers.apply(WatchEvent::Put(two()), start);
-        peers.apply(WatchEvent::Snapshot(vec![]), start);
-        let wider = lease("10.5.2.0-23", "10.4.7.30");
-        let changes = peers.apply(WatchEvent::Put(wider.clone()), start);
-        assert_eq!(changes, [Change::Down(two().subnet), Change::Up(wider)]);
-        assert_eq!(peers.next_expiry(), None);
-    }
-
-    #[test]
-    fn events_change_one_peer_and_renewals_change_nothing() {
-        let mut peers = Peers::new(own());
-        assert_eq!(peers.apply_now(WatchEvent::Put(own())), []);
-        assert_eq!(peers.apply_now(WatchEvent::Put(two())), [Change::Up(two())]);
-        let renewed = Lease { expiry: Expiry::Permanent, ..two() };
-        assert_eq!(peers.apply_now(WatchEvent::Put(renewed)), []);
-        let moved = lease("10.5.2.0-24", "10.4.7.99");
-        assert_eq!(peers.apply_now(WatchEvent::Put(moved.clone())), [Change::Up(moved)]);
-        assert_eq!(peers.apply_now(WatchEvent::Removed(three().subnet)), []);
-        assert_eq!(peers.apply_now(WatchEvent::Removed(own().subnet)), []);
-        let down = [Change::Down(two().subnet)];
-        assert_eq!(peers.apply_now(WatchEvent::Removed(two().subnet)), down);
-    }
-
-    #[test]
-    fn a_subnet_that_another_host_took_from_us_becomes_a_peer_when_we_move() {
-        let mut peers = Peers::new(own());
-        peers.apply_now(WatchEvent::Snapshot(vec![own(), two(), three()]));
-        let thief = lease("10.5.1.0-24", "10.4.7.66");
-        assert_eq!(peers.apply_now(WatchEvent::Put(thief.clone())), []);
-        let moved = lease("10.5.9.0-24", "10.4.7.21");
-        assert_eq!(peers.set_own(moved.clone()), [Change::Up(thief)]);
-        assert_eq!(peers.apply_now(WatchEvent::Put(moved)), []);
-        assert_eq!(subnets(&peers), ["10.5.1.0-24", "10.5.2.0-24", "10.5.3.0-24"]);
-    }
-
-    #[test]
-    fn moving_onto_a_subnet_ends_the_peer_that_had_it() {
-        let mut peers = Peers::new(own());
-        peers.apply_now(WatchEvent::Snapshot(vec![own(), two()]));
-        let changes = peers.set_own(lease("10.5.2.0-24", "10.4.7.21"));
-        assert_eq!(changes, [Change::Down(two().subnet)]);
-        assert_eq!(peers.leases().count(), 0, "our own old lease leads back to us");
-    }
-
-    #[test]
-    fn a_lease_with_our_own_address_leads_nowhere() {
-        let mut peers = Peers::new(own());
-        assert_eq!(peers.apply_now(WatchEvent::Put(lease("10.5.7.0-24", "10.4.7.21"))), []);
-        let known = lease("10.5.8.0-24", "10.4.7.28");
-        peers.apply_now(WatchEvent::Put(known.clone()));
-        let ours = lease("10.5.8.0-24", "10.4.7.21");
-        assert_eq!(peers.apply_now(WatchEvent::Put(ours)), [Change::Down(known.subnet)]);
-    }
-
-    #[test]
-    fn a_lease_within_ours_is_a_peer_but_one_with_our_very_addresses_is_not() {
-        let mut peers = Peers::new(own());
-        let inside = lease("10.5.1.128-25", "10.4.7.24");
-        assert_eq!(peers.apply_now(WatchEvent::Put(inside.clone())), [Change::Up(inside)]);
-        let dual = lease("10.5.1.0-24&fd00::-64", "10.4.7.25");
-        assert_eq!(peers.apply_now(WatchEvent::Put(dual)), []);
-    }
-}
+mod tests;
