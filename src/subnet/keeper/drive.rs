@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 use futures::future::{BoxFuture, FutureExt};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
+use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::mpsc;
 
 use super::acquire;
@@ -34,6 +35,14 @@ pub enum Update {
     Lost,
 }
 
+/// This moment by the machine's clocks. The steady one goes on while the machine is suspended, as
+/// leases do; what [`Instant`] reads stands still then.
+pub fn now() -> Moment {
+    // Never negative, so that the conversion does not fail.
+    let steady = Duration::try_from(clock_gettime(ClockId::Boottime)).unwrap_or_default();
+    Moment { wall: SystemTime::now(), steady }
+}
+
 /// Watches the store and keeps `lease`; every event of the store is passed on.
 ///
 /// Nothing that happens to the store ends it: it returns when the reader of `updates` is dropped,
@@ -44,8 +53,6 @@ pub async fn run(
     timing: Timing,
     updates: mpsc::Sender<Update>,
 ) {
-    let start = Instant::now();
-    let now = move || Moment { wall: SystemTime::now(), steady: start.elapsed() };
     run_by(store, lease, timing, updates, now, rand::random()).await;
 }
 

@@ -9,5 +9,5 @@ pub mod acquire;
 mod drive;
 mod state;
 
-pub use drive::{Update, run, run_by};
+pub use drive::{Update, now, run, run_by};
 pub use state::{Keeper, Moment, Outcome, Poll, Step, Timing};

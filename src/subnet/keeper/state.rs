@@ -24,13 +24,13 @@ const TELL_EVERY: Duration = Duration::from_secs(3600);
 
 /// A point in time on two clocks.
 ///
-/// The wall clock knows of time that the host slept, the steady one is not set by anybody; a
-/// deadline has passed when either says so.
+/// The wall clock may be set by anybody, and one that is wrong may hide that the host slept; the
+/// steady one is not comparable with the store's ends. A deadline has passed when either says so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Moment {
     /// The wall clock.
     pub wall: SystemTime,
-    /// A clock that never jumps, counted from any fixed start.
+    /// A clock that nobody sets, and that goes on while the host sleeps, from any fixed start.
     pub steady: Duration,
 }
 
