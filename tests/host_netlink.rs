@@ -347,12 +347,43 @@ fn a_monitor_that_nobody_listens_to_leaves_no_socket() {
         let changes = host.watch_link("flannel0", wanted().network).await.unwrap();
         assert_eq!(subscriptions(), 1);
         drop(changes);
-        let gone = async {
-            while subscriptions() > 0 {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
+        no_subscription_stays().await;
+    });
+}
+
+async fn no_subscription_stays() {
+    let gone = async {
+        while subscriptions() > 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(PATIENCE, gone).await.expect("the socket stays");
+}
+
+#[test]
+fn an_address_is_watched_on_whatever_link_it_is() {
+    let test = "an_address_is_watched_on_whatever_link_it_is";
+    let Some(netns) = netns_with_tun(test) else { return };
+    netns.ip("link add other0 type bridge");
+    netns.block_on(async || {
+        let host = Host::open().unwrap();
+        let mut here = host.watch_address(Ipv4Addr::new(10, 9, 9, 9)).await.unwrap();
+        let news = async |here: &mut tokio::sync::watch::Receiver<bool>| {
+            timeout(PATIENCE, here.changed()).await.expect("nothing is told").unwrap();
+            *here.borrow_and_update()
         };
-        timeout(PATIENCE, gone).await.expect("the socket stays");
+        assert!(!news(&mut here).await);
+        netns.ip("addr add 10.9.9.9/24 dev flannel0");
+        assert!(news(&mut here).await);
+        // As long as one link has it, and whatever happens to other addresses.
+        netns.ip("addr add 10.9.9.9/32 dev other0");
+        netns.ip("addr add 10.9.9.10/32 dev other0");
+        netns.ip("addr del 10.9.9.9/24 dev flannel0");
+        netns.ip("link delete other0");
+        assert!(!news(&mut here).await);
+        assert!(!here.has_changed().unwrap());
+        drop(here);
+        no_subscription_stays().await;
     });
 }
 

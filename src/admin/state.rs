@@ -75,6 +75,8 @@ pub enum Missing {
     Device,
     /// A thread of the data path panicked.
     DataPath,
+    /// The address that peers send to is not on this host any more.
+    Address,
     /// Rules that were asked for are not set.
     Rules,
     /// `subnet.env` was not written.
@@ -90,6 +92,7 @@ impl fmt::Display for Missing {
             Missing::Lease => "no lease is held",
             Missing::LeaseExpired => "the lease has expired",
             Missing::Device => "the device does not carry packets",
+            Missing::Address => "the address that the peers send to is not on this host",
             Missing::DataPath => "a thread of the data path is dead",
             Missing::Rules => "the traffic rules are not set",
             Missing::EnvFile => "subnet.env is not written",
@@ -249,6 +252,8 @@ impl Parts {
         let held = self.lease.as_ref().is_some_and(|own| own.held);
         let expired = self.lease.as_ref().is_some_and(|own| own.lease.expiry.is_past(now));
         let device = self.backend.as_ref().and_then(|backend| backend.view.device());
+        let address_gone =
+            self.backend.as_ref().is_some_and(|backend| backend.view.address_is_gone());
         let panicked =
             self.backend.as_ref().is_some_and(|backend| backend.view.stats.panicked.load(Relaxed));
         let rules = match self.rules.as_ref().map(|rules| rules.borrow().clone()) {
@@ -263,6 +268,7 @@ impl Parts {
             (held && expired, Missing::LeaseExpired),
             (device.is_none_or(|device| device.trouble.is_some()), Missing::Device),
             (panicked, Missing::DataPath),
+            (address_gone, Missing::Address),
             (!rules, Missing::Rules),
             (!self.env_file_written, Missing::EnvFile),
             (self.stopping, Missing::Running),

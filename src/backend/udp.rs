@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use ipnet::Ipv4Net;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 use tracing::{info, warn};
 
 use super::kept::{self, Kept, ToKeep};
@@ -125,6 +125,10 @@ pub struct UdpBackend {
     options: UdpOptions,
     host: Host,
     public_ip: Ipv4Addr,
+    /// What the sockets are bound to.
+    address: Ipv4Addr,
+    /// Whether that is an address of this host.
+    address_is_here: watch::Receiver<bool>,
     /// Upstream agrees on one port for all hosts; it is not exchanged.
     port: u16,
     mtu: u16,
@@ -183,9 +187,12 @@ impl UdpBackend {
         let mtu = tunnel_mtu(external)?;
         let address = SocketAddrV4::new(external.address, port);
         let sockets = Sockets::bind(address, options.udp, options.width, kept.udp)?;
+        let address_is_here = host.watch_address(external.address).await?;
         let tun = options.claim_tun(&host, config.network, kept.tun).await?;
         Ok(UdpBackend {
             public_ip: external.public_ip,
+            address: external.address,
+            address_is_here,
             port,
             mtu,
             sockets,
@@ -295,6 +302,20 @@ impl UdpBackend {
     }
 }
 
+/// Says that the sockets' address went, or returned. Nothing else is done: another address would be
+/// another host to the peers, and with the old one the sockets work again.
+fn tell_address(address: Ipv4Addr, here: bool, view: &View) {
+    match (here, view.address_is_gone()) {
+        (false, false) => warn!(
+            "{address}, which peers send to, is no address of this host any more: nothing is \
+             carried until it is back; restart the daemon if another one takes its place"
+        ),
+        (true, true) => info!("{address} is an address of this host again: packets flow"),
+        _ => {}
+    }
+    view.set_address_gone(!here);
+}
+
 #[async_trait]
 impl Backend for UdpBackend {
     fn attrs(&self) -> LeaseAttrs {
@@ -369,13 +390,20 @@ impl Backend for UdpBackend {
             tokio::time::sleep(REPAIR_INTERVAL).await;
             return;
         }
-        running.trouble = Some(tokio::select! {
-            () = running.device_gone.notified() => Trouble::Gone,
-            change = running.changes.recv() => match change {
-                Some(LinkChange::Changed) => Trouble::Changed,
-                Some(LinkChange::Vanished) | None => Trouble::Gone,
-            },
-        });
+        let trouble = loop {
+            tokio::select! {
+                () = running.device_gone.notified() => break Trouble::Gone,
+                change = running.changes.recv() => break match change {
+                    Some(LinkChange::Changed) => Trouble::Changed,
+                    Some(LinkChange::Vanished) | None => Trouble::Gone,
+                },
+                Ok(()) = self.address_is_here.changed() => {
+                    let here = *self.address_is_here.borrow_and_update();
+                    tell_address(self.address, here, &self.view);
+                }
+            }
+        };
+        running.trouble = Some(trouble);
         if running.trouble == Some(Trouble::Gone) {
             self.view.device_is_not("it was removed");
         }

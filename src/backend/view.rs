@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::net::Ipv4Addr;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dashmap::DashMap;
@@ -18,6 +18,7 @@ pub struct View {
     pub peers: DashMap<Ipv4Addr, Arc<PeerStats>>,
     routes: AtomicUsize,
     device: Mutex<Option<Device>>,
+    address_gone: AtomicBool,
 }
 
 /// The device that takes the pods' packets.
@@ -42,6 +43,17 @@ impl View {
     #[must_use]
     pub fn device(&self) -> Option<Device> {
         self.lock().clone()
+    }
+
+    /// Whether the address that datagrams are sent from has gone from this host.
+    #[must_use]
+    pub fn address_is_gone(&self) -> bool {
+        self.address_gone.load(Relaxed)
+    }
+
+    /// The address that datagrams are sent from has gone, or returned.
+    pub(super) fn set_address_gone(&self, gone: bool) {
+        self.address_gone.store(gone, Relaxed);
     }
 
     /// A table of so many routes was published.

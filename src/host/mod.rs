@@ -2,6 +2,7 @@
 //! the peers.
 #![forbid(unsafe_code)]
 
+mod address;
 pub mod blackhole;
 pub mod capabilities;
 pub mod error;

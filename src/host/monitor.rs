@@ -24,7 +24,7 @@ use super::netlink::Host;
 const BURST: Duration = Duration::from_millis(50);
 
 /// Wait before the kernel's messages are subscribed to anew after the socket failed.
-const REOPEN: Duration = Duration::from_secs(1);
+pub(super) const REOPEN: Duration = Duration::from_secs(1);
 
 /// What happened to the watched device since the last report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -37,8 +37,8 @@ pub enum LinkChange {
 }
 
 /// The kernel's messages.
-struct Messages {
-    queue: UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>,
+pub(super) struct Messages {
+    pub(super) queue: UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>,
     /// Reads the socket. Left to itself it would keep it until the kernel's next message.
     _connection: JoinSet<()>,
 }
@@ -60,7 +60,7 @@ impl Host {
         network: Ipv4Net,
     ) -> Result<mpsc::Receiver<LinkChange>, HostError> {
         // Subscribed first, so that nothing falls between the look-up and the first message.
-        let messages = subscribe()?;
+        let messages = subscribe(&GROUPS)?;
         let index = self.link(name).await?.map(|link| link.index);
         let (tx, rx) = mpsc::channel(1);
         let watched = Watched { name: name.to_owned(), index, network: network.trunc() };
@@ -69,9 +69,13 @@ impl Host {
     }
 }
 
-fn subscribe() -> Result<Messages, HostError> {
-    let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv4Route];
-    let (connection, _, queue) = new_multicast_connection(&groups).map_err(HostError::Open)?;
+/// What a device's changes are told in.
+const GROUPS: [MulticastGroup; 3] =
+    [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv4Route];
+
+/// The kernel's messages of these groups from now on.
+pub(super) fn subscribe(groups: &[MulticastGroup]) -> Result<Messages, HostError> {
+    let (connection, _, queue) = new_multicast_connection(groups).map_err(HostError::Open)?;
     let mut reader = JoinSet::new();
     reader.spawn(connection);
     Ok(Messages { queue, _connection: reader })
@@ -128,7 +132,7 @@ async fn resubscribe(
             () = tx.closed() => return None,
             () = sleep(REOPEN) => {}
         }
-        if let Ok(messages) = subscribe() {
+        if let Ok(messages) = subscribe(&GROUPS) {
             if let Ok(link) = host.link(&watched.name).await {
                 watched.index = link.map(|link| link.index);
             }

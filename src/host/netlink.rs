@@ -88,7 +88,10 @@ impl Host {
     }
 
     /// IPv4 addresses with their link's index, of one link or of all.
-    async fn addresses(&self, index: Option<u32>) -> Result<Vec<(u32, LinkAddress)>, HostError> {
+    pub(super) async fn addresses(
+        &self,
+        index: Option<u32>,
+    ) -> Result<Vec<(u32, LinkAddress)>, HostError> {
         let mut request = self.handle.address().get();
         request.message_mut().header.family = AddressFamily::Inet;
         if let Some(index) = index {
