@@ -45,8 +45,8 @@ pub enum EnvFileError {
     },
     /// The file cannot be put in its place.
     #[error(
-        "cannot write subnet file {path}: {source}; \
-         make its directory writable or choose another file by --subnet-file"
+        "cannot write subnet file {path}: {source}; {} or choose another file by --subnet-file",
+        remedy(source)
     )]
     Write {
         /// The file.
@@ -54,6 +54,13 @@ pub enum EnvFileError {
         /// What the system said.
         source: io::Error,
     },
+}
+
+fn remedy(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "make room for it",
+        _ => "make its directory writable",
+    }
 }
 
 /// The content of `subnet.env`. Its [`fmt::Display`] is the file's text.
