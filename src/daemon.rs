@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::Context;
 use rand::rngs::StdRng;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, timeout_at};
 use tracing::{error, info, warn};
 
@@ -31,13 +31,14 @@ use crate::host::interface::{self, InterfaceWish};
 use crate::host::netlink::Host;
 use crate::host::rules::{Family, KeptRules, Nets, Rules};
 use crate::host::tun_setup::MAX_ALIAS_BYTES;
+use crate::subnet::config_watch;
 use crate::subnet::directory::DirectoryStore;
 use crate::subnet::env_file::{self, EnvFile};
 use crate::subnet::etcd::{EtcdConfig, EtcdStore, TlsFiles};
 use crate::subnet::keeper::{self, Timing, Update, acquire};
 use crate::subnet::lease::{Lease, Subnet};
 use crate::subnet::peers::{Change, Peers};
-use crate::subnet::store::{LEASE_TTL, StoreError, SubnetStore};
+use crate::subnet::store::{LEASE_TTL, StoreError, SubnetStore, WatchEvent};
 
 /// Updates of the store that may wait while the backend is busy.
 const UPDATE_QUEUE: usize = 256;
@@ -87,6 +88,8 @@ struct Daemon<'o> {
     peers: Peers,
     own: Lease,
     updates: mpsc::Receiver<Update>,
+    /// The store's config may be another one now.
+    config_written: Arc<Notify>,
     /// What changed since the routes were last published.
     unpublished: Vec<Change>,
     /// When `subnet.env` is tried again, if it could not be written.
@@ -122,7 +125,10 @@ impl<'o> Daemon<'o> {
 
         let (updates_in, mut updates) = mpsc::channel(UPDATE_QUEUE);
         let timing = Timing { ttl: LEASE_TTL, margin: options.renew_margin };
-        tokio::spawn(keeper::run(store, own.clone(), timing, updates_in));
+        let config_written = Arc::new(Notify::new());
+        let look = Arc::clone(&config_written);
+        tokio::spawn(config_watch::run(Arc::clone(&store), config.clone(), look));
+        tokio::spawn(keeper::run(store, config.clone(), own.clone(), timing, updates_in));
         let mut peers = Peers::new(own.clone());
         // What waits in device and socket is dropped if its peer is not known by then.
         let (unpublished, others) = first_peers(&mut updates, &mut peers).await;
@@ -139,12 +145,15 @@ impl<'o> Daemon<'o> {
             peers,
             own,
             updates,
+            config_written,
             unpublished,
             env_file_due: None,
         };
         for update in others {
             daemon.take(update).await;
         }
+        // It may have been written since it was read.
+        daemon.config_written.notify_one();
         daemon.write_env_file();
         Ok(daemon)
     }
@@ -240,6 +249,10 @@ impl<'o> Daemon<'o> {
     async fn take(&mut self, update: Update) -> bool {
         match update {
             Update::Store(event) => {
+                // What was written before a snapshot is not reported by itself.
+                if matches!(event, WatchEvent::Config | WatchEvent::Snapshot(_)) {
+                    self.config_written.notify_one();
+                }
                 let changes = self.peers.apply(event, Instant::now().into_std());
                 self.note(changes)
             }

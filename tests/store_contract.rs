@@ -345,6 +345,11 @@ async fn the_watch_reports_everything_from_a_snapshot_on(f: &Fixture) {
     assert_eq!(next(&mut watch).await, put(&ours, expiry));
     f.put("subnets/10.5.1.0-24", &ours.to_json()).await;
     assert_eq!(next(&mut watch).await, put(&ours, Expiry::Permanent));
+    // The config, too; a file perhaps for each step of writing it.
+    f.put("config", CONFIG).await;
+    assert_eq!(next(&mut watch).await, WatchEvent::Config);
+    f.remove("config").await;
+    until(&mut watch, |event| (*event == WatchEvent::Config).then_some(())).await;
 }
 
 async fn the_watch_reports_what_ends_by_itself(f: &Fixture) {

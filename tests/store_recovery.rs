@@ -111,6 +111,7 @@ async fn a_restart_is_survived_and_nothing_that_happened_meanwhile_is_lost() {
             WatchEvent::Snapshot(leases) => table = names(leases),
             WatchEvent::Put(lease) => table.push(lease.subnet.to_string()),
             WatchEvent::Removed(gone) => table.retain(|name| *name != gone.to_string()),
+            WatchEvent::Config => {}
         }
         table.sort();
         table.dedup();
@@ -195,6 +196,7 @@ async fn history_that_was_compacted_while_we_were_away_is_made_up_for() {
             WatchEvent::Snapshot(leases) => table = names(leases),
             WatchEvent::Put(lease) => table.push(lease.subnet.to_string()),
             WatchEvent::Removed(gone) => table.retain(|name| *name != gone.to_string()),
+            WatchEvent::Config => {}
         }
         (table == ["10.5.201.0-24"]).then_some(())
     })
@@ -337,7 +339,7 @@ async fn a_login_that_ended_is_renewed() {
     until(&mut watch, |event| match event {
         WatchEvent::Put(_) => Some(()),
         WatchEvent::Snapshot(leases) => (leases.len() == 1).then_some(()),
-        WatchEvent::Removed(_) => None,
+        WatchEvent::Removed(_) | WatchEvent::Config => None,
     })
     .await;
 }

@@ -6,6 +6,7 @@
 
 pub mod allocate;
 pub(crate) mod backoff;
+pub mod config_watch;
 pub mod directory;
 pub mod env_file;
 pub mod etcd;

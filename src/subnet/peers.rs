@@ -59,6 +59,7 @@ impl Peers {
         match event {
             WatchEvent::Put(lease) => self.put(lease),
             WatchEvent::Removed(subnet) => self.remove(&subnet),
+            WatchEvent::Config => Vec::new(),
             WatchEvent::Snapshot(leases) => {
                 let next: BTreeMap<_, _> = leases.into_iter().map(|l| (l.subnet, l)).collect();
                 let deadline = now + self.grace();

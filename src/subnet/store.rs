@@ -113,6 +113,8 @@ pub enum WatchEvent {
     Put(Lease),
     /// A lease was deleted or expired.
     Removed(Subnet),
+    /// The network config was written: [`SubnetStore::config`] may say something else now.
+    Config,
 }
 
 /// A place that all hosts share, where subnets are leased.
@@ -160,7 +162,8 @@ pub trait SubnetStore: Send + Sync + 'static {
     /// is left alone, without an error.
     async fn delete(&self, subnet: &Subnet, holder: &LeaseAttrs) -> Result<(), StoreError>;
 
-    /// Starts to watch all leases, our own included: a snapshot first, then every change.
+    /// Starts to watch all leases, our own included: a snapshot first, then every change, of the
+    /// network config as well.
     ///
     /// The watch recovers by itself from whatever happens to the store (lost connection,
     /// compaction, an emptied store), with back-off and jitter, and sends a new snapshot where

@@ -94,7 +94,7 @@ impl Daemon {
         wait_for_config(&self.store, &mut rng).await.unwrap();
         let previous = self.seen().subnet;
         let ttl = self.timing.ttl;
-        let (_, own) =
+        let (config, own) =
             acquire_with_retry(&self.store, &self.attrs, previous, ttl, &mut rng).await.unwrap();
         self.owns(&own);
         self.seen().peers = Some(Peers::new(own.clone()));
@@ -106,7 +106,7 @@ impl Daemon {
         tokio::select! {
             biased;
             () = self.serve(updates) => {}
-            () = run_by(store, own, self.timing, sender, now, self.link.seed()) => {}
+            () = run_by(store, config, own, self.timing, sender, now, self.link.seed()) => {}
         }
         panic!("the keeper never ends by itself");
     }

@@ -23,10 +23,10 @@ pub struct Host {
 impl Host {
     pub async fn start(store: Arc<dyn SubnetStore>, ip: &str, timing: Timing) -> Self {
         let (us, mut rng) = (attrs(ip), rand::make_rng());
-        let (_, lease) =
+        let (config, lease) =
             acquire_with_retry(&*store, &us, None, timing.ttl, &mut rng).await.unwrap();
         let (sender, updates) = mpsc::channel(16);
-        tokio::spawn(keeper::run(store, lease.clone(), timing, sender));
+        tokio::spawn(keeper::run(store, config, lease.clone(), timing, sender));
         Self { lease, updates }
     }
 

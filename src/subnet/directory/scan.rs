@@ -24,7 +24,7 @@ const TICK: Duration = Duration::from_secs(2);
 
 /// What tells one content of a file from another without reading it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stamp {
+pub(super) struct Stamp {
     inode: u64,
     size: u64,
     modified: (i64, i64),
@@ -32,6 +32,11 @@ struct Stamp {
 }
 
 impl Stamp {
+    /// Of whatever stands at `path`; none if nothing does.
+    pub(super) fn of_file(path: &Path) -> Option<Self> {
+        fs::symlink_metadata(path).ok().map(|meta| Self::of(&meta))
+    }
+
     fn of(meta: &Metadata) -> Self {
         Self {
             inode: meta.ino(),

@@ -17,7 +17,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::{sleep, timeout};
 
 use super::files::Files;
-use super::scan::{Scan, Scanner, scan};
+use super::scan::{Scan, Scanner, Stamp, scan};
 use super::wait_for;
 use crate::subnet::backoff::Complaint;
 use crate::subnet::lease::{Expiry, Lease, Subnet};
@@ -52,11 +52,17 @@ async fn watch(
     let mut hints = Hints::new(&files);
     let mut complaint = Complaint::default();
     let mut table: Option<BTreeMap<Subnet, Lease>> = None;
+    let mut config: Option<Stamp> = None;
     loop {
         hints.attach();
-        let shared = scanner.clone();
-        let Some(result) = wait_for(move || scan(&shared)).await else { return };
+        let (shared, path) = (scanner.clone(), files.config());
+        let look = move || (scan(&shared), Stamp::of_file(&path));
+        let Some((result, stamp)) = wait_for(look).await else { return };
         contact.note(&result);
+        let written = std::mem::replace(&mut config, stamp) != stamp && table.is_some();
+        if written && events.send(WatchEvent::Config).await.is_err() {
+            return;
+        }
         let mut pause = LOOK_EVERY;
         match result {
             Ok(scan) => {

@@ -21,6 +21,9 @@ use crate::subnet::lease::{Expiry, Lease, Subnet};
 use crate::subnet::reconnect::Reconnect;
 use crate::subnet::store::{StoreError, WatchEvent};
 
+/// The number of the config's watch in the stream; the subnets' gets the first one, zero.
+const CONFIG_WATCH: i64 = 1;
+
 /// The reader is gone.
 struct Closed;
 
@@ -127,16 +130,18 @@ impl Watch {
         }
     }
 
-    /// Opens a watch that begins after `revision` and waits until etcd has taken it.
+    /// Opens a watch that begins after `revision` and waits until etcd has taken it. The config has
+    /// one of its own: a range from its key to the subnets' may be more than a user may read.
     async fn open(&self, session: &Session, revision: i64) -> Result<WatchStream, String> {
-        let options = WatchOptions::new()
-            .with_prefix()
-            .with_start_revision(revision.saturating_add(1))
-            .with_progress_notify()
-            .with_fragment();
+        let from_then = WatchOptions::new().with_start_revision(revision.saturating_add(1));
+        let subnets = from_then.clone().with_prefix().with_progress_notify().with_fragment();
+        let config = from_then.with_watch_id(CONFIG_WATCH);
         let mut client = session.client.clone();
-        let opened =
-            timeout(REQUEST_TIMEOUT, client.watch(self.inner.keys.subnets(), Some(options)));
+        let opened = timeout(REQUEST_TIMEOUT, async {
+            let mut stream = client.watch(self.inner.keys.subnets(), Some(subnets)).await?;
+            stream.watch(self.inner.keys.config(), Some(config)).await?;
+            Ok(stream)
+        });
         match opened.await {
             Ok(Ok(stream)) => Ok(stream),
             Ok(Err(error)) => Err(reason(classify(&error))),
@@ -162,6 +167,11 @@ impl Watch {
         if let Some(header) = response.header() {
             if header.cluster_id() != cluster {
                 return Err(Break::Trouble("this is another etcd cluster now".into()));
+            }
+            if response.watch_id() == CONFIG_WATCH {
+                // Its revisions are not in step with those of the other watch.
+                let written = !response.events().is_empty();
+                return if written { Ok(self.send(WatchEvent::Config).await?) } else { Ok(()) };
             }
             // A member that was restored from a backup while our connection was being made.
             if header.revision() < *revision {

@@ -135,7 +135,7 @@ async fn config(store: &dyn SubnetStore) -> Result<NetworkConfig, AcquireError> 
 }
 
 /// One attempt, with the config that is in the store now.
-pub(super) async fn once(
+async fn once(
     store: &dyn SubnetStore,
     attrs: &LeaseAttrs,
     previous: Option<Subnet>,

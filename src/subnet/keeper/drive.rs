@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 
 use super::acquire;
 use super::state::{Keeper, Moment, Outcome, Poll, Step, Timing};
+use crate::config::NetworkConfig;
 use crate::subnet::backoff::Complaint;
 use crate::subnet::lease::{Expiry, Lease};
 use crate::subnet::store::{StoreError, SubnetStore, WatchEvent};
@@ -43,23 +44,27 @@ pub fn now() -> Moment {
     Moment { wall: SystemTime::now(), steady }
 }
 
-/// Watches the store and keeps `lease`; every event of the store is passed on.
+/// Watches the store and keeps `lease`; every event of the store is passed on. A subnet that
+/// another host takes is followed by another one of `config`, which the daemon runs by, whatever
+/// the store's config says meanwhile.
 ///
 /// Nothing that happens to the store ends it: it returns when the reader of `updates` is dropped,
 /// and it may be dropped at any time.
 pub async fn run(
     store: Arc<dyn SubnetStore>,
+    config: NetworkConfig,
     lease: Lease,
     timing: Timing,
     updates: mpsc::Sender<Update>,
 ) {
-    run_by(store, lease, timing, updates, now, rand::random()).await;
+    run_by(store, config, lease, timing, updates, now, rand::random()).await;
 }
 
 /// As [`run`], by another clock than the machine's. `seed` makes all that is left to chance: the
 /// same seed, and the same answers of the store at the same times, give the same run.
 pub async fn run_by(
     store: Arc<dyn SubnetStore>,
+    config: NetworkConfig,
     lease: Lease,
     timing: Timing,
     updates: mpsc::Sender<Update>,
@@ -83,9 +88,9 @@ pub async fn run_by(
         }
         let wait = match keeper.poll(now()) {
             Poll::Do(step) => {
-                let lease = keeper.lease().clone();
-                request =
-                    Some(perform(store.clone(), step, lease, timing.ttl, rng.random()).boxed());
+                let (config, lease) = (config.clone(), keeper.lease().clone());
+                let answer = perform(store.clone(), step, config, lease, timing.ttl, rng.random());
+                request = Some(answer.boxed());
                 LOOK_EVERY
             }
             Poll::Wait(left) => left.map_or(LOOK_EVERY, |left| left.min(LOOK_EVERY)),
@@ -143,6 +148,7 @@ async fn under_way(request: &mut Option<BoxFuture<'static, Answer>>) -> Answer {
 async fn perform(
     store: Arc<dyn SubnetStore>,
     step: Step,
+    config: NetworkConfig,
     lease: Lease,
     ttl: Duration,
     seed: u64,
@@ -153,8 +159,8 @@ async fn perform(
         Step::Create => store.create(subnet, attrs, ttl).await.map(Outcome::Ours),
         Step::Acquire => {
             let mut rng = StdRng::seed_from_u64(seed);
-            match acquire::once(&*store, attrs, None, ttl, &mut rng).await {
-                Ok((_, lease)) => Ok(Outcome::Won(lease)),
+            match acquire::acquire(&*store, &config, attrs, None, ttl, &mut rng).await {
+                Ok(lease) => Ok(Outcome::Won(lease)),
                 Err(error) => {
                     return Answer { outcome: Outcome::Failed, trouble: Some(error.to_string()) };
                 }

@@ -201,7 +201,7 @@ impl Keeper {
                     None => self.absent(now),
                 }
             }
-            WatchEvent::Put(_) | WatchEvent::Removed(_) => {}
+            WatchEvent::Put(_) | WatchEvent::Removed(_) | WatchEvent::Config => {}
         }
     }
 
