@@ -1,16 +1,24 @@
-//! Two hosts with a pod each, and the daemons between them.
+//! Two hosts or more with a pod each, and the daemons between them.
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use crate::support::daemon::{Daemon, PATIENCE};
 use crate::support::lab::{CONFIG, Lab};
+use crate::support::leases::lease_value;
 use crate::support::running::{Outcome, Traffic};
 use crate::support::traffic::End;
 
 /// Lines that a daemon may log about one trouble, however long it lasts.
 pub(crate) const FEW_LINES: usize = 10;
 
-/// Two hosts on a directory store, that know each other.
+/// Traffic from host 0 to host 1, and what the daemons had logged when it began.
+pub(crate) struct Running {
+    pub(crate) traffic: Traffic,
+    lines: Vec<usize>,
+}
+
+/// Hosts on one store, that know each other.
 pub(crate) struct Cluster {
     pub(crate) lab: Lab,
     /// The store's directory, if it is one.
@@ -21,18 +29,24 @@ pub(crate) struct Cluster {
 }
 
 impl Cluster {
-    /// Starts both daemons with these flags beside the store's, and waits until packets flow.
+    /// Two hosts on a directory store; see [`Cluster::of`].
     pub(crate) fn new(args: &[&str]) -> Cluster {
-        let mut lab = Lab::new(2);
+        Cluster::of(2, args)
+    }
+
+    /// Starts the daemons of so many hosts on a directory store, with these flags beside the
+    /// store's, and waits until they know each other.
+    pub(crate) fn of(hosts: u8, args: &[&str]) -> Cluster {
+        let mut lab = Lab::new(hosts);
         let store = lab.store_dir(CONFIG);
         let daemons = lab.start_overlay(&store, |_| args.to_vec());
         lab.add_pods();
         let store = store.to_str().unwrap().to_owned();
-        let flags = vec![vec![format!("--store-dir={store}")]; 2];
+        let flags = vec![vec![format!("--store-dir={store}")]; hosts.into()];
         Cluster { lab, store, flags, daemons: daemons.into_iter().map(Some).collect() }
     }
 
-    /// The same on an etcd, which each of the lab's hosts reaches by flags of its own. Those beyond
+    /// Two hosts on an etcd, which each of the lab's hosts reaches by flags of its own. Those beyond
     /// the second one have no daemon yet.
     pub(crate) fn on_etcd(lab: Lab, flags: Vec<Vec<String>>) -> Cluster {
         let daemons = flags.iter().map(|_| None).collect();
@@ -63,6 +77,13 @@ impl Cluster {
         self.daemons[host] = Some(daemon);
     }
 
+    /// Starts the daemon of a host by another command; see `LabHost::daemon_command_by`.
+    pub(crate) fn spawn_by(&mut self, host: usize, by: &[&str]) {
+        let flags: Vec<&str> = self.flags[host].iter().map(String::as_str).collect();
+        let command = self.lab.host(host).daemon_command_by(by, &flags);
+        self.put(host, Daemon::run(command));
+    }
+
     /// The daemon that runs on a host.
     pub(crate) fn daemon(&self, host: usize) -> &Daemon {
         self.daemons[host].as_ref().expect("it runs")
@@ -81,6 +102,28 @@ impl Cluster {
         }
     }
 
+    /// The file of a subnet's lease, in a directory store.
+    pub(crate) fn lease(&self, subnet: &str) -> PathBuf {
+        PathBuf::from(format!("{}/subnets/{subnet}", self.store))
+    }
+
+    /// Writes a lease by hand, for the host at `address` and without an end.
+    pub(crate) fn write_lease(&self, subnet: &str, address: &str) {
+        self.write(&format!("subnets/{subnet}"), &lease_value(address.parse().unwrap()));
+    }
+
+    /// Replaces a file of the store in one step, so that nobody reads a half of it.
+    pub(crate) fn write(&self, file: &str, text: &str) {
+        let new = format!("{}/.new", self.store);
+        std::fs::write(&new, text).unwrap();
+        std::fs::rename(new, format!("{}/{file}", self.store)).unwrap();
+    }
+
+    /// The subnet of a host as keys spell it: `172.7.5.0-24`.
+    pub(crate) fn subnet(&self, host: usize) -> String {
+        self.lab.host(host).lease()
+    }
+
     /// The pod of a host.
     pub(crate) fn pod(&self, host: usize) -> End<'_> {
         self.lab.host(host).pod(0).end()
@@ -89,6 +132,46 @@ impl Cluster {
     /// Eight streams and probes from the pod of host 0 to the pod of host 1.
     pub(crate) fn traffic(&self) -> Traffic {
         Traffic::start(self.pod(0), self.pod(1), 8)
+    }
+
+    fn lines(&self) -> Vec<usize> {
+        (0..self.lab.hosts().len()).map(|host| self.daemon(host).log().lines().count()).collect()
+    }
+
+    /// Starts the traffic that shall go on whatever is done meanwhile.
+    pub(crate) fn run(&self) -> Running {
+        Running { traffic: self.traffic(), lines: self.lines() }
+    }
+
+    /// Everything still flows, no connection broke, and nobody has logged much: but for those
+    /// daemons that were started meanwhile.
+    pub(crate) fn finish(&self, case: &str, running: Running, started: &[usize]) {
+        let gap = running.traffic.wait_for_probe_after(Instant::now());
+        running.traffic.wait_for_all_streams();
+        report(case, gap, &running.traffic.stop());
+        for (host, (before, after)) in running.lines.into_iter().zip(self.lines()).enumerate() {
+            if !started.contains(&host) {
+                let log = self.daemon(host).log();
+                assert!(after - before <= FEW_LINES, "host {host} logged too much\n{log}");
+            }
+        }
+    }
+
+    /// Makes a lease end now.
+    pub(crate) fn expire(&self, subnet: &str) {
+        let value = std::fs::read_to_string(self.lease(subnet)).unwrap();
+        let value = value.lines().next().unwrap();
+        let ended = format!("{value}\nexpires=2026-01-01T00:00:00Z\n");
+        self.write(&format!("subnets/{subnet}"), &ended);
+    }
+
+    /// Waits until these daemons have seen all that was written to the store before.
+    pub(crate) fn wait_until_seen(&self, hosts: &[usize], mark: &str) {
+        self.write_lease(mark, "10.4.7.99");
+        for &host in hosts {
+            let seen = format!("{} at 10.4.7.99 is up", mark.replace('-', "/"));
+            self.daemon(host).wait_log(&seen, PATIENCE);
+        }
     }
 
     /// What `ip` says about the device of a host: flags, addresses, route.

@@ -7,6 +7,8 @@ mod attacks;
 mod backlog;
 mod cluster;
 mod handover;
+mod host;
+mod leases;
 mod network;
 mod refusals;
 mod restart;

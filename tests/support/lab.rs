@@ -199,8 +199,14 @@ impl LabHost {
 
     /// What [`LabHost::spawn_daemon`] starts.
     pub fn daemon_command(&self, args: &[&str]) -> Command {
-        let mut command = self.netns.command(env!("CARGO_BIN_EXE_flanneld"));
-        command.arg("--subnet-file").arg(self.subnet_file());
+        self.daemon_command_by(&[], args)
+    }
+
+    /// The same by a command line that ends with the daemon's: `sh -c 'ulimit …; exec "$@"' sh`.
+    pub fn daemon_command_by(&self, by: &[&str], args: &[&str]) -> Command {
+        let line = [by, &[env!("CARGO_BIN_EXE_flanneld")]].concat();
+        let mut command = self.netns.command(line[0]);
+        command.args(&line[1..]).arg("--subnet-file").arg(self.subnet_file());
         command.args(["--public-ip", &self.address.to_string(), "--iface", "eth0"]).args(args);
         command
     }

@@ -14,6 +14,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 pub mod admin;
+pub mod cgroup;
 pub mod cni;
 pub mod daemon;
 pub mod debian;
