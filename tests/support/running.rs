@@ -146,9 +146,11 @@ impl Traffic {
     /// Waits until each stream has delivered bytes that left after now.
     pub fn wait_for_all_streams(&self) {
         let deadline = Instant::now() + PATIENCE;
-        for (number, stream) in self.streams.iter().enumerate() {
-            // A buffer full of old bytes may come first.
-            let wanted = stream.received_bytes.load(Relaxed) + 20 * CHUNK_BYTES as u64;
+        // A buffer full of old bytes may come first.
+        let wanted =
+            |stream: &Stream| stream.received_bytes.load(Relaxed) + 20 * CHUNK_BYTES as u64;
+        let wanted: Vec<u64> = self.streams.iter().map(wanted).collect();
+        for (number, (stream, wanted)) in self.streams.iter().zip(wanted).enumerate() {
             while stream.received_bytes.load(Relaxed) < wanted {
                 assert!(Instant::now() < deadline, "stream {number} stands still");
                 assert!(!stream.receiver.is_finished(), "stream {number} broke");
