@@ -1,6 +1,7 @@
 //! Two hosts or more with a pod each, and the daemons between them.
 
 use std::path::PathBuf;
+use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use crate::support::daemon::{Daemon, PATIENCE};
@@ -146,7 +147,11 @@ impl Cluster {
     /// Everything still flows, no connection broke, and nobody has logged much: but for those
     /// daemons that were started meanwhile.
     pub(crate) fn finish(&self, case: &str, running: Running, started: &[usize]) {
-        let gap = running.traffic.wait_for_probe_after(Instant::now());
+        self.finish_since(Instant::now(), case, running, started);
+    }
+
+    fn finish_since(&self, over: Instant, case: &str, running: Running, started: &[usize]) {
+        let gap = running.traffic.wait_for_probe_after(over);
         running.traffic.wait_for_all_streams();
         report(case, gap, &running.traffic.stop());
         for (host, (before, after)) in running.lines.into_iter().zip(self.lines()).enumerate() {
@@ -172,6 +177,31 @@ impl Cluster {
             let seen = format!("{} at 10.4.7.99 is up", mark.replace('-', "/"));
             self.daemon(host).wait_log(&seen, PATIENCE);
         }
+    }
+
+    /// Does `harm` to the hosts for a while under traffic; afterwards everything flows again, no
+    /// connection broke, and nobody has logged much about it.
+    pub(crate) fn suffer(
+        &self,
+        case: &str,
+        lasts: Duration,
+        harm: impl FnOnce(),
+        heal: impl FnOnce(),
+    ) {
+        self.endure(case, || {
+            harm();
+            sleep(lasts);
+            let healed = Instant::now();
+            heal();
+            healed
+        });
+    }
+
+    /// The same for a `fault` that says itself when it was over.
+    pub(crate) fn endure(&self, case: &str, fault: impl FnOnce() -> Instant) {
+        let running = self.run();
+        let over = fault();
+        self.finish_since(over, case, running, &[]);
     }
 
     /// What `ip` says about the device of a host: flags, addresses, route.

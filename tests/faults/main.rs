@@ -6,6 +6,7 @@
 mod attacks;
 mod backlog;
 mod cluster;
+mod device;
 mod handover;
 mod host;
 mod leases;

@@ -10,27 +10,6 @@ use crate::cluster::{Cluster, FEW_LINES, report};
 use crate::support::daemon::PATIENCE;
 use crate::support::root_or_skip;
 
-impl Cluster {
-    /// Does `harm` to the hosts for a while under traffic; afterwards everything flows again, no
-    /// connection broke, and nobody has logged much about it.
-    fn suffer(&self, case: &str, lasts: Duration, harm: impl FnOnce(), heal: impl FnOnce()) {
-        let traffic = self.traffic();
-        let lines = |host: usize| self.daemon(host).log().lines().count();
-        let before = [lines(0), lines(1)];
-        harm();
-        sleep(lasts);
-        let healed = Instant::now();
-        heal();
-        let gap = traffic.wait_for_probe_after(healed);
-        traffic.wait_for_all_streams();
-        report(case, gap, &traffic.stop());
-        for (host, before) in before.into_iter().enumerate() {
-            let more = lines(host) - before;
-            assert!(more <= FEW_LINES, "{more} lines\n{}", self.daemon(host).log());
-        }
-    }
-}
-
 #[test]
 fn a_daemon_that_stood_still_for_ten_seconds_goes_on() {
     let test = "a_daemon_that_stood_still_for_ten_seconds_goes_on";
