@@ -11,6 +11,7 @@ mod handover;
 mod host;
 mod leases;
 mod network;
+mod path;
 mod refusals;
 mod restart;
 mod store;

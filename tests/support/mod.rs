@@ -29,6 +29,7 @@ pub mod rules;
 pub mod running;
 pub mod service_manager;
 pub mod traffic;
+pub mod wire;
 
 use std::io::Write;
 

@@ -25,6 +25,9 @@ const PROBE_INTERVAL: Duration = Duration::from_millis(1);
 /// Room for ten seconds of probes, which take up a kilobyte each.
 const PROBES_BUFFER_BYTES: usize = 10 << 20;
 
+/// Bytes of a probe: its number, and noise that comes of that.
+const PROBE_BYTES: usize = 64;
+
 /// How often a thread that waits for data looks whether it shall end.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -98,7 +101,7 @@ impl Traffic {
             while !stop.load(Relaxed) {
                 let number = sent.load(Relaxed);
                 // Refused by the kernel is lost as well: the gap tells.
-                let _ = sender.send(&number.to_le_bytes());
+                let _ = sender.send(&probe(number));
                 sent.store(number + 1, Relaxed);
                 let due = started + PROBE_INTERVAL * u32::try_from(number + 1).unwrap();
                 std::thread::sleep(due.saturating_duration_since(Instant::now()));
@@ -107,14 +110,15 @@ impl Traffic {
         let (stop, arrivals) = (Arc::clone(&self.stop), Arc::clone(&self.arrivals));
         receiver.set_read_timeout(Some(LOOK_INTERVAL)).unwrap();
         self.threads.push(std::thread::spawn(move || {
-            let mut probe = [0; 8];
+            let mut got = [0; PROBE_BYTES + 1];
             // What is on its way when the senders end still arrives.
             let mut quiet = 0;
             while !stop.load(Relaxed) || quiet < 3 {
-                match receiver.recv(&mut probe) {
-                    Ok(_) => {
-                        let arrival = (u64::from_le_bytes(probe), Instant::now());
-                        arrivals.probes.lock().unwrap().push(arrival);
+                match receiver.recv(&mut got) {
+                    Ok(bytes) => {
+                        let number = u64::from_le_bytes(*got.first_chunk().unwrap());
+                        assert!(got[..bytes] == probe(number), "a probe arrived wrong: {got:?}");
+                        arrivals.probes.lock().unwrap().push((number, Instant::now()));
                         arrivals.arrived.notify_all();
                         quiet = 0;
                     }
@@ -159,7 +163,8 @@ impl Traffic {
         }
     }
 
-    /// Ends all traffic. Panics if a connection was reset, or a byte arrived wrong or not at all.
+    /// Ends all traffic. Panics if a connection was reset, or a byte arrived wrong, or one of TCP
+    /// not at all.
     pub fn stop(self) -> Outcome {
         self.stop.store(true, Relaxed);
         let mut tcp_bytes = 0;
@@ -200,6 +205,14 @@ impl Stream {
             receiver: std::thread::spawn(move || receive(receiver, Noise::new(seed), &received)),
         }
     }
+}
+
+fn probe(number: u64) -> [u8; PROBE_BYTES] {
+    let mut probe = [0; PROBE_BYTES];
+    let (head, noise) = probe.split_at_mut(8);
+    head.copy_from_slice(&number.to_le_bytes());
+    Noise::new(number).fill(noise);
+    probe
 }
 
 /// Sends until told to stop; how many bytes that were.

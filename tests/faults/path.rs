@@ -1,0 +1,72 @@
+//! What lies between the hosts treats their datagrams badly.
+
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use crate::cluster::Cluster;
+use crate::support::netns::Netns;
+use crate::support::root_or_skip;
+use crate::support::wire::{Harm, Wire};
+
+/// How long a wire is bad.
+const BAD_TIME: Duration = Duration::from_secs(3);
+
+/// Traffic by a bad wire; the cluster afterwards.
+fn by_a_wire_that(case: &str, harms: &[(Harm, u64)]) -> Cluster {
+    let cluster = Cluster::new(&[]);
+    // As behind a network card: the kernel merges datagrams before the daemon sees them.
+    for host in cluster.lab.hosts() {
+        host.netns.exec("ethtool -K eth0 gro on");
+    }
+    cluster.endure(case, || {
+        let wire = Wire::insert(&cluster.lab, 1, harms);
+        sleep(BAD_TIME);
+        let healed = Instant::now();
+        for ((harm, _), datagrams) in harms.iter().zip(wire.harmed()) {
+            eprintln!("{case}: {datagrams} times {harm:?}");
+            assert_ne!(datagrams, 0, "{harm:?}");
+        }
+        healed
+    });
+    cluster
+}
+
+#[test]
+fn a_tenth_of_the_datagrams_is_overtaken() {
+    let test = "a_tenth_of_the_datagrams_is_overtaken";
+    if root_or_skip(test) {
+        by_a_wire_that(test, &[(Harm::HoldBack, 10)]);
+    }
+}
+
+#[test]
+fn a_tenth_of_the_datagrams_comes_twice() {
+    let test = "a_tenth_of_the_datagrams_comes_twice";
+    if root_or_skip(test) {
+        by_a_wire_that(test, &[(Harm::Double, 10)]);
+    }
+}
+
+/// Nothing but the packets' own checksums tells what the outer one does not: it must arrive as
+/// wrong as it came, whatever is merged or cut on the way.
+#[test]
+fn corrupted_datagrams_reach_no_program() {
+    let test = "corrupted_datagrams_reach_no_program";
+    if !root_or_skip(test) {
+        return;
+    }
+    let flips = [Harm::FlipBit, Harm::FlipBitUnseen, Harm::FlipBitWithoutChecksum];
+    let cluster = by_a_wire_that(test, &flips.map(|flip| (flip, 1)));
+    // The first kind is refused by the host's kernel, the others by the pod's.
+    assert_ne!(wrong_checksums(&cluster.lab.host(1).netns, "Udp:"), 0);
+    assert_ne!(wrong_checksums(cluster.pod(1).netns, "Tcp:"), 0);
+}
+
+/// Packets that the kernel dropped for their checksum.
+fn wrong_checksums(netns: &Netns, protocol: &str) -> u64 {
+    let snmp = netns.exec("cat /proc/net/snmp");
+    let mut lines = snmp.lines().filter_map(|line| line.strip_prefix(protocol));
+    let (names, values) = (lines.next().unwrap(), lines.next().unwrap());
+    let at = names.split_whitespace().position(|name| name == "InCsumErrors").unwrap();
+    values.split_whitespace().nth(at).unwrap().parse().unwrap()
+}
