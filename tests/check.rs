@@ -5,14 +5,13 @@
 mod support;
 
 use std::net::SocketAddrV4;
-use std::path::Path;
 use std::process::Command;
 
 use support::daemon::{Daemon, PATIENCE};
 use support::etcd::DeadEndpoint;
 use support::lab::{CONFIG, Lab, LabHost};
-use support::netns::Netns;
 use support::root_or_skip;
+use support::routed::RoutedPath;
 
 const FLANNELD: &str = env!("CARGO_BIN_EXE_flanneld");
 
@@ -141,66 +140,13 @@ fn a_blocked_port_is_told_from_a_daemon_that_is_not_there() {
     checked.finds("warning", "peers", "10.4.7.22", "delete its lease");
 }
 
-/// Two hosts with daemons behind two routers, with a link of 1,400 bytes between these.
-struct NarrowPath {
-    dir: tempfile::TempDir,
-    host: Netns,
-    _others: [Netns; 3],
-    _daemons: Vec<Daemon>,
-}
-
-impl NarrowPath {
-    fn new(routers_tell: bool) -> Self {
-        let [a, r1, r2, b] = ["a", "r1", "r2", "b"].map(Netns::new);
-        for (host, router, subnet, number) in [(&a, &r1, 7, 21), (&b, &r2, 8, 22)] {
-            let outside = router.name();
-            host.ip(&format!("link add eth0 type veth peer name host netns {outside}"));
-            host.ip(&format!("addr add 10.4.{subnet}.{number}/24 dev eth0"));
-            host.ip("link set eth0 up");
-            host.ip(&format!("route add default via 10.4.{subnet}.1"));
-            host.sysctl("net.ipv4.ip_forward", "1");
-            router.ip(&format!("addr add 10.4.{subnet}.1/24 dev host"));
-            router.ip("link set host up");
-            router.sysctl("net.ipv4.ip_forward", "1");
-        }
-        r1.ip(&format!("link add far mtu 1400 type veth peer name far netns {}", r2.name()));
-        r2.ip("link set far mtu 1400");
-        for (router, own, other, behind) in [(&r1, 1, 2, 8), (&r2, 2, 1, 7)] {
-            router.ip(&format!("addr add 10.4.9.{own}/24 dev far"));
-            router.ip("link set far up");
-            router.ip(&format!("route add 10.4.{behind}.0/24 via 10.4.9.{other}"));
-            if !routers_tell {
-                router.exec("iptables -A OUTPUT -p icmp --icmp-type fragmentation-needed -j DROP");
-            }
-        }
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("config"), CONFIG).unwrap();
-        let daemons: Vec<Daemon> = [(&a, "a"), (&b, "b")]
-            .map(|(netns, name)| {
-                let flags = narrow_flags(dir.path(), name);
-                let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
-                Daemon::spawn(netns, &flags, &[])
-            })
-            .into();
-        for daemon in &daemons {
-            daemon.wait_ready();
-            daemon.wait_log("is up", PATIENCE);
-        }
-        Self { dir, host: a, _others: [r1, r2, b], _daemons: daemons }
-    }
-
-    fn check(&self) -> Checked {
-        let flags = narrow_flags(self.dir.path(), "a");
-        Checked::by(self.host.command(FLANNELD).arg("check").args(flags))
-    }
-}
-
-fn narrow_flags(dir: &Path, host: &str) -> Vec<String> {
-    vec![
-        format!("--store-dir={}", dir.display()),
-        format!("--subnet-file={}", dir.join(host).join("subnet.env").display()),
-        "--iface=eth0".into(),
-    ]
+/// What is said of a path of 1,400 bytes between two hosts with daemons, and with such routers.
+fn checked_on_a_narrow_path(routers: impl FnOnce(&RoutedPath)) -> Checked {
+    let (lab, store, _daemons) = two_hosts();
+    let path = RoutedPath::between_hosts(&lab);
+    path.set_mtu(1400);
+    routers(&path);
+    Checked::on(lab.host(0), &[&store])
 }
 
 #[test]
@@ -208,18 +154,23 @@ fn a_narrow_path_is_measured() {
     if !root_or_skip("a_narrow_path_is_measured") {
         return;
     }
-    // Routers that tell: the kernel cuts the datagrams, which is slow but works.
-    let checked = NarrowPath::new(true).check();
+    // Routers cut the datagrams, which is slow but works.
+    let checked = checked_on_a_narrow_path(|_| {});
     assert_eq!(checked.code, Some(0));
     let what = "the path carries 1400 bytes, eth0 1500: 10.4.7.1 says so";
     checked.finds("warning", "mtu", what, "ip link set eth0 mtu 1400 on all hosts");
 
-    // Routers that keep silent: large packets vanish, and the size is found by trying.
-    let checked = NarrowPath::new(false).check();
+    // So do routers that keep silent; then the size is found by trying.
+    let checked = checked_on_a_narrow_path(RoutedPath::silence);
+    assert_eq!(checked.code, Some(0));
+    let what = "eth0 1500: no router says so; larger packets of pods are sent in fragments";
+    checked.finds("warning", "mtu", what, "ip link set eth0 mtu 1400 on all hosts");
+
+    let checked = checked_on_a_narrow_path(RoutedPath::drop_fragments);
     assert_eq!(checked.code, Some(1));
-    let what = "the path carries 1400 bytes, eth0 1500: no router says so; larger packets of pods \
+    let what = "the path carries 1400 bytes, eth0 1500: 10.4.7.1 says so; larger packets of pods \
                 vanish";
-    checked.finds("FAILURE", "mtu", what, "let ICMP \"fragmentation needed\"");
+    checked.finds("FAILURE", "mtu", what, "let fragments pass");
 }
 
 #[test]

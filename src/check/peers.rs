@@ -146,7 +146,7 @@ impl<'a> Probes<'a> {
             return match outer.await {
                 Answer::Reply(time) => match self.outer.path_mtu(peer.ip, self.outer_mtu).await {
                     path if path.bytes == self.outer_mtu => Ok(time),
-                    path => Err(self.narrow(peer, path, path.router.is_none())),
+                    path => Err(self.narrow(peer, path, false)),
                 },
                 answer => Err(self.away(peer, answer)),
             };
@@ -168,7 +168,6 @@ impl<'a> Probes<'a> {
         outer_answers: bool,
         time: Duration,
     ) -> Result<Duration, Box<Finding>> {
-        // A router's complaint about the first teaches the kernel to cut the next ones, at both ends.
         let full = overlay.echo_patiently(peer.subnet.network(), self.tunnel_mtu, 5);
         let path = async {
             if !outer_answers {
@@ -177,9 +176,11 @@ impl<'a> Probes<'a> {
             Some(self.outer.path_mtu(peer.ip, self.outer_mtu).await)
         };
         let (full, path) = tokio::join!(full, path);
+        // The peer's daemon says "too large" of what has come, but in fragments.
+        let arrives = matches!(full, Answer::Reply(_) | Answer::TooLarge { .. });
         match path.filter(|path| path.bytes < self.outer_mtu) {
-            Some(path) => Err(self.narrow(peer, path, !full.is_reply())),
-            None if full.is_reply() => Ok(time),
+            Some(path) => Err(self.narrow(peer, path, !arrives)),
+            None if arrives => Ok(time),
             None => Err(failure(
                 format!(
                     "{peer}: small packets pass the overlay, those of {} bytes do not",
@@ -198,16 +199,13 @@ impl<'a> Probes<'a> {
     fn narrow(&self, peer: &Peer, path: PathMtu, packets_vanish: bool) -> Box<Finding> {
         let PathMtu { bytes, router } = path;
         let name = &self.external.name;
-        let (told, also) = match router {
-            Some(router) => (format!("{router} says so"), ""),
-            None => (
-                "no router says so".to_owned(),
-                "; or let ICMP \"fragmentation needed\" (type 3, code 4) pass on the way",
-            ),
+        let told = match router {
+            Some(router) => format!("{router} says so"),
+            None => "no router says so".to_owned(),
         };
-        let result = match packets_vanish {
-            true => "larger packets of pods vanish",
-            false => "larger packets of pods are sent in fragments, which costs speed",
+        let (result, also) = match packets_vanish {
+            true => ("larger packets of pods vanish", "; or let fragments pass on the way"),
+            false => ("larger packets of pods are sent in fragments, which costs speed", ""),
         };
         Box::new(Finding {
             severity: if packets_vanish { Severity::Failure } else { Severity::Warning },

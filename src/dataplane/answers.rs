@@ -9,12 +9,16 @@ use std::time::Instant;
 use super::limit::{ICMP_BURST, ICMP_PER_SECOND, RateLimit};
 use super::offload::limits::VNET_HDR_BYTES;
 use super::packet::icmp::{ERROR_MAX_BYTES, IcmpError};
-use super::packet::ipv4::Ipv4View;
+use super::packet::ipv4::{self, Ipv4View};
+use super::packet::udp;
 use super::routes::Routes;
 use super::sys::send::Sender;
 use super::sys::socket::UdpSocket;
 use super::sys::tun::{Tun, TunWriter};
 use super::worker::Shared;
+
+/// What a datagram adds to the packet that it carries.
+const OUTER_HEADERS_BYTES: u16 = (ipv4::HEADER_BYTES + udp::HEADER_BYTES) as u16;
 
 /// Builds and sends ICMP errors for one thread, rate-limited.
 ///
@@ -67,6 +71,21 @@ impl Answers {
         let Some(route) = owner else { return false };
         let mut batch = self.sender.batch();
         batch.push(route.endpoint, None, [packet]) && batch.send(&*self.socket, 0).is_ok()
+    }
+
+    /// Tells the sender of a packet that came in fragments of up to `fragment_bytes`, and does not
+    /// want to be fragmented, how much the path carries whole (decision 018); says whether it did.
+    #[cold]
+    pub(super) fn tell_peer_of_fragments(
+        &mut self,
+        fragment_bytes: u16,
+        packet: &[u8],
+        routes: &Routes,
+    ) -> bool {
+        let mtu = fragment_bytes.saturating_sub(OUTER_HEADERS_BYTES);
+        packet.len() > usize::from(mtu)
+            && Ipv4View::parse(packet).is_ok_and(|ip| ip.dont_fragment())
+            && self.tell_peer(IcmpError::FragmentationNeeded { mtu }, packet, routes)
     }
 }
 

@@ -212,6 +212,11 @@ impl Batch {
                 }
                 continue;
             }
+            if let Some(bytes) = message.fragment_bytes
+                && self.answers.tell_peer_of_fragments(bytes, packet, routes)
+            {
+                self.stats.ingress.icmp_errors.add(1);
+            }
             let packet = Span::new(start as u32, admitted.total_bytes as u32);
             if self.coalescer.push(slab, packet) == Pushed::Full {
                 let written = self.write_out(slab);

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use crate::cluster::Cluster;
 use crate::support::netns::Netns;
 use crate::support::root_or_skip;
+use crate::support::routed::RoutedPath;
 use crate::support::wire::{Harm, Wire};
 
 /// How long a wire is bad.
@@ -60,6 +61,38 @@ fn corrupted_datagrams_reach_no_program() {
     // The first kind is refused by the host's kernel, the others by the pod's.
     assert_ne!(wrong_checksums(&cluster.lab.host(1).netns, "Udp:"), 0);
     assert_ne!(wrong_checksums(cluster.pod(1).netns, "Tcp:"), 0);
+}
+
+/// A path narrows while connections are open. They go on, and the pods learn what it carries.
+fn by_a_path_that_narrows(case: &str, routers_tell: bool) {
+    let cluster = Cluster::new(&[]);
+    let path = RoutedPath::between_hosts(&cluster.lab);
+    if !routers_tell {
+        path.silence();
+    }
+    cluster.endure(case, || {
+        path.set_mtu(1400);
+        Instant::now()
+    });
+    // 1,400 bytes hold fragments of 1,396, for these carry multiples of 8; less the headers.
+    let route = cluster.pod(0).netns.ip(&format!("route get {}", cluster.pod(1).address));
+    assert!(route.contains("mtu 1368"), "{route}");
+}
+
+#[test]
+fn a_path_narrows_and_routers_tell() {
+    let test = "a_path_narrows_and_routers_tell";
+    if root_or_skip(test) {
+        by_a_path_that_narrows(test, true);
+    }
+}
+
+#[test]
+fn a_path_narrows_and_routers_are_silent() {
+    let test = "a_path_narrows_and_routers_are_silent";
+    if root_or_skip(test) {
+        by_a_path_that_narrows(test, false);
+    }
 }
 
 /// Packets that the kernel dropped for their checksum.

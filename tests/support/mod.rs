@@ -25,6 +25,7 @@ pub mod lab;
 pub mod leases;
 pub mod netns;
 pub mod relay;
+pub mod routed;
 pub mod rules;
 pub mod running;
 pub mod service_manager;

@@ -1,4 +1,5 @@
-//! Control messages: the segment size of a send, the stride and the drop count of a receive.
+//! Control messages: the segment size of a send; the stride, the drop count and the size of the
+//! fragments of a receive.
 
 use std::mem;
 
@@ -28,9 +29,9 @@ impl SegmentSize {
     }
 }
 
-/// Bytes of control data that one received message may carry: `UDP_GRO`, an `int`, and
-/// `SO_RXQ_OVFL`, a `u32`; aligned as the kernel aligns them.
-pub(super) const RECEIVE_BYTES: usize = 2 * (size_of::<cmsghdr>() + 8);
+/// Bytes of control data that one received message may carry: `UDP_GRO` and `IP_RECVFRAGSIZE`, an
+/// `int` each, and `SO_RXQ_OVFL`, a `u32`; aligned as the kernel aligns them.
+pub(super) const RECEIVE_BYTES: usize = 3 * (size_of::<cmsghdr>() + 8);
 
 /// A buffer of that size.
 #[derive(Clone, Copy)]
@@ -44,6 +45,8 @@ pub(super) struct Received {
     pub(super) stride_bytes: Option<usize>,
     /// How many datagrams the socket dropped since it was made.
     pub(super) dropped: Option<u32>,
+    /// Bytes of the largest fragment, IP header included; `None` if it came in one piece.
+    pub(super) fragment_bytes: Option<u16>,
 }
 
 /// Walks the control messages in `control`, the part that the kernel filled.
@@ -70,6 +73,9 @@ pub(super) fn parse(control: &[u8]) -> Received {
             (libc::SOL_SOCKET, libc::SO_RXQ_OVFL) if data.len() >= 4 => {
                 received.dropped = Some(u32::from_ne_bytes(array(data)));
             }
+            (libc::SOL_IP, libc::IP_RECVFRAGSIZE) if data.len() >= 4 => {
+                received.fragment_bytes = u16::try_from(c_int::from_ne_bytes(array(data))).ok();
+            }
             _ => {}
         }
         let Some(next) = rest.get(length.next_multiple_of(WORD)..) else { break };
@@ -89,7 +95,7 @@ const _: () = {
     // SAFETY: CMSG_SPACE is arithmetic on a constant.
     assert!(SegmentSize::BYTES == unsafe { libc::CMSG_SPACE(2) } as usize);
     // SAFETY: as above.
-    assert!(RECEIVE_BYTES == 2 * unsafe { libc::CMSG_SPACE(4) } as usize);
+    assert!(RECEIVE_BYTES == 3 * unsafe { libc::CMSG_SPACE(4) } as usize);
 };
 
 #[cfg(test)]
@@ -106,12 +112,14 @@ mod tests {
     }
 
     #[test]
-    fn both_messages_are_found_in_either_order() {
+    fn all_messages_are_found_in_any_order() {
         let gro = message(20, libc::SOL_UDP, libc::UDP_GRO, &1452_i32.to_ne_bytes());
         let drops = message(20, libc::SOL_SOCKET, libc::SO_RXQ_OVFL, &7_u32.to_ne_bytes());
-        let want = Received { stride_bytes: Some(1452), dropped: Some(7) };
-        assert_eq!(parse(&[gro.clone(), drops.clone()].concat()), want);
-        assert_eq!(parse(&[drops, gro].concat()), want);
+        let fragment = message(20, libc::SOL_IP, libc::IP_RECVFRAGSIZE, &1396_i32.to_ne_bytes());
+        let want =
+            Received { stride_bytes: Some(1452), dropped: Some(7), fragment_bytes: Some(1396) };
+        assert_eq!(parse(&[&gro[..], &drops, &fragment].concat()), want);
+        assert_eq!(parse(&[&fragment[..], &drops, &gro].concat()), want);
     }
 
     #[test]

@@ -24,6 +24,9 @@ pub struct Message {
     pub truncated: bool,
     /// How many datagrams the socket has dropped so far because its buffer was full.
     pub kernel_drops: Option<u32>,
+    /// The size of the largest fragment in bytes, IP header included, if it came in several: the
+    /// path carries no more.
+    pub fragment_bytes: Option<u16>,
 }
 
 /// The slab and the arrays that `recvmmsg` fills, allocated once and used for ever.
@@ -110,6 +113,7 @@ impl Receiver {
             ),
             truncated: header.msg_flags & libc::MSG_TRUNC != 0,
             kernel_drops: control.dropped,
+            fragment_bytes: control.fragment_bytes,
         }
     }
 
