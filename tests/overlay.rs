@@ -484,3 +484,31 @@ fn a_path_that_became_narrower_still_carries_everything() {
     let logs = overlay.stop();
     assert_eq!(counter(&logs[0], "egress", "drop_kernel_refused"), 0, "{}", logs[0]);
 }
+
+/// What does not fit and does not forbid fragments is refused again and again: segmentation rests
+/// then, and works again when the path does.
+#[test]
+fn segmentation_comes_back_with_the_path() {
+    if !root_or_skip("segmentation_comes_back_with_the_path") {
+        return;
+    }
+    let overlay = Overlay::new(2, &[]);
+    let (pod, far, host) = (overlay.pod(0), overlay.pod(1), &overlay.lab.host(0).netns);
+    // Its datagrams do not carry DF then.
+    pod.netns.sysctl("net.ipv4.ip_no_pmtu_disc", "1");
+    let socket = pod.netns.udp(SocketAddrV4::new(pod.address, 0));
+    let flood_until = |text: &str| {
+        let deadline = Instant::now() + PATIENCE;
+        while overlay.daemons[0].count(text) == 0 {
+            assert!(Instant::now() < deadline, "no {text:?}");
+            for _ in 0..1000 {
+                let _ = socket.send_to(&[0; 1400], SocketAddrV4::new(far.address, 9));
+            }
+        }
+    };
+    host.ip("link set eth0 mtu 1300");
+    flood_until("refuses UDP segmentation");
+    host.ip("link set eth0 mtu 1500");
+    flood_until("accepts UDP segmentation again");
+    overlay.stop();
+}

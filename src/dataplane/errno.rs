@@ -18,7 +18,7 @@ pub enum SendVerdict {
     Wait,
     /// The kernel is short of memory: call again a few times, then drop.
     RetryThenDrop,
-    /// Send the datagrams of this run one by one; segmentation stays on.
+    /// Send the datagrams of this run one by one; if that happens often, segmentation rests.
     SplitRun,
     /// Send the datagrams of this run one by one, and switch segmentation off for this socket.
     DisableSegmentation,

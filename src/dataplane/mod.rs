@@ -23,6 +23,7 @@ pub mod offload;
 mod outbox;
 pub mod packet;
 pub mod routes;
+mod segmentation;
 pub mod stats;
 pub mod sys;
 pub mod worker;

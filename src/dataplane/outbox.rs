@@ -5,6 +5,7 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
 
 use tracing::info;
 
@@ -13,18 +14,16 @@ use super::offload::arena::HeaderArena;
 use super::offload::limits::{BATCH_HEADERS_BYTES, BATCH_MAX_DATAGRAMS};
 use super::offload::run::{Datagram, Run, RunLimits, SendPlan};
 use super::routes::Routes;
+use super::segmentation::{Segmentation, Turned};
 use super::stats::{Drop, Stats};
 use super::sys::poll::{StopSignal, Wake};
 use super::sys::send::{SendBatch, Sender};
 use super::sys::socket::UdpSocket;
 use super::worker::Shared;
+use crate::logging::limit::LogGate;
 
 /// Calls that the kernel may answer with "no memory" before a message is dropped.
 const NO_MEMORY_TRIES: u32 = 3;
-
-/// Runs that had to be split one after the other, none accepted whole in between, until
-/// segmentation is held to be broken on this socket (as over IPv6 on virtio-net in 5.15).
-const MAX_SPLITS_IN_A_ROW: u32 = 16;
 
 /// Sends plans.
 pub(super) struct Outbox {
@@ -32,8 +31,8 @@ pub(super) struct Outbox {
     stop: Arc<StopSignal>,
     sender: Sender,
     splitter: Sender,
-    limits: RunLimits,
-    splits_in_a_row: u32,
+    segmentation: Segmentation,
+    news: News,
 }
 
 /// What was read and planned together.
@@ -92,16 +91,16 @@ impl Outbox {
         Outbox {
             stats: Arc::clone(&shared.stats),
             stop: Arc::clone(&shared.stop),
-            limits: if segments { RunLimits::default() } else { RunLimits::SINGLE },
             sender: Sender::new(BATCH_MAX_DATAGRAMS, 2 * BATCH_MAX_DATAGRAMS),
             splitter: Sender::new(1, 2),
-            splits_in_a_row: 0,
+            segmentation: Segmentation::new(segments),
+            news: News::default(),
         }
     }
 
-    /// What a run may hold: less once the socket has turned out to be unable to segment.
+    /// What a run may hold: less while the kernel does not segment.
     pub(super) fn limits(&self) -> RunLimits {
-        self.limits
+        self.segmentation.limits()
     }
 
     /// Sends by `socket` the next runs of `batch` until `slice_bytes` are sent, but one run at
@@ -140,7 +139,9 @@ impl Outbox {
                     for run in &runs[next..next + count] {
                         if run.count > 1 {
                             self.stats.egress.superpackets_out.add(1);
-                            self.splits_in_a_row = 0;
+                            self.news.tell(self.segmentation.accepted(), &self.stats);
+                        } else {
+                            self.segmentation.sent_single();
                         }
                         sent(&self.stats, routes, run, run.count, run.total_bytes);
                     }
@@ -148,18 +149,17 @@ impl Outbox {
                     continue;
                 }
                 Handed::Stop => return Wake::Stop,
-                Handed::Refused(SendVerdict::SplitRun) => self.splits_in_a_row += 1,
+                Handed::Refused(SendVerdict::SplitRun) => {
+                    self.news.tell(self.segmentation.refused(), &self.stats);
+                }
                 Handed::Refused(SendVerdict::DisableSegmentation) => {
-                    self.splits_in_a_row = MAX_SPLITS_IN_A_ROW;
+                    self.news.tell(self.segmentation.unsupported(), &self.stats);
                 }
                 Handed::Refused(_) => {
                     refused(&self.stats, routes, run, run.count);
                     next += 1;
                     continue;
                 }
-            }
-            if self.splits_in_a_row >= MAX_SPLITS_IN_A_ROW {
-                disable_segmentation(&mut self.limits, &self.stats);
             }
             for datagram in plan.datagrams(run) {
                 let mut single = self.splitter.batch();
@@ -177,14 +177,34 @@ impl Outbox {
     }
 }
 
-/// For all batches to come: every datagram by itself.
-fn disable_segmentation(limits: &mut RunLimits, stats: &Stats) {
-    *limits = RunLimits::SINGLE;
-    if stats.rungs.udp_gso.swap(false, Relaxed) {
-        info!(
-            "the way to the peers refuses UDP segmentation (UDP_SEGMENT): switched off, datagrams \
-             go out one by one"
-        );
+/// Tells what becomes of segmentation, each turn at most once a minute.
+#[derive(Default)]
+struct News {
+    off: LogGate,
+    on: LogGate,
+}
+
+impl News {
+    #[inline]
+    fn tell(&mut self, turned: Option<Turned>, stats: &Stats) {
+        if let Some(turned) = turned {
+            self.tell_turn(turned, stats);
+        }
+    }
+
+    #[cold]
+    fn tell_turn(&mut self, turned: Turned, stats: &Stats) {
+        let on = turned == Turned::On;
+        if stats.rungs.udp_gso.swap(on, Relaxed) == on {
+            return;
+        }
+        let (gate, what) = match turned {
+            Turned::Off => (&mut self.off, "refuses UDP segmentation: datagrams go out one by one"),
+            Turned::On => (&mut self.on, "accepts UDP segmentation again"),
+        };
+        if let Some(withheld) = gate.pass(Instant::now()) {
+            info!("the way to the peers {what}{withheld}");
+        }
     }
 }
 
