@@ -45,7 +45,7 @@ use support::root_or_skip;
 use windows::Windows;
 
 /// How long in CI, without faults and with.
-const SECONDS: u64 = 120;
+const SECONDS: u64 = 60;
 const SECONDS_WITH_FAULTS: u64 = 30;
 
 /// This part of the time is not judged, and at most so long: the data path touches its buffers,
