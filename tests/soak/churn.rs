@@ -82,7 +82,8 @@ impl Store {
 
     /// Writes a lease in one step, as a daemon would.
     pub(crate) fn put(&self, subnet: u8, host: u8) -> io::Result<Option<(u8, u8)>> {
-        let unfinished = self.file(".soak");
+        // Of its own for each lease: the storm writes one as well.
+        let unfinished = self.file(&format!(".soak-{subnet}"));
         fs::write(&unfinished, format!(r#"{{"PublicIP":"10.4.7.{host}"}}"#))?;
         fs::rename(unfinished, self.file(&name(subnet)))?;
         Ok(Some((subnet, host)))
