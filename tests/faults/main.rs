@@ -14,6 +14,7 @@ mod network;
 mod path;
 mod refusals;
 mod restart;
+mod rungs;
 mod store;
 #[path = "../support/mod.rs"]
 mod support;

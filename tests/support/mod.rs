@@ -28,6 +28,7 @@ pub mod relay;
 pub mod routed;
 pub mod rules;
 pub mod running;
+pub mod seccomp;
 pub mod service_manager;
 pub mod traffic;
 pub mod wire;

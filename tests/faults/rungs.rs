@@ -1,0 +1,143 @@
+//! A kernel that lacks something, or a sandbox that refuses it: the daemon goes down a rung, says
+//! so, and carries packets all the same. The daemon of host 1 misses it, that of host 0 does not.
+
+use std::net::SocketAddrV4;
+use std::time::Duration;
+
+use libc::{EINVAL, ENOBUFS, ENOPROTOOPT};
+
+use crate::cluster::{Cluster, FEW_LINES, report};
+use crate::support::admin;
+use crate::support::daemon::PATIENCE;
+use crate::support::root_or_skip;
+use crate::support::running::Traffic;
+use crate::support::seccomp::{Refusal, refused};
+use crate::support::traffic::{End, tcp_transfer, udp_exchange};
+
+/// What a transfer of each direction carries.
+const TCP_BYTES: usize = 4_000_000;
+
+/// Payloads of UDP: none, the largest that fits into a packet of 1,472 bytes, fragments.
+const UDP_BYTES: [usize; 5] = [0, 1, 1444, 1445, 20_000];
+
+/// What `flanneld status` calls the offloads.
+const TUN: [&str; 3] = ["tun_tso", "tun_uso", "merging"];
+const UDP: [&str; 2] = ["udp_gso", "udp_gro"];
+
+fn no_offload() -> Refusal {
+    Refusal::of_ioctl(libc::TUNSETOFFLOAD, EINVAL)
+}
+
+fn no_option(level: i32, option: i32) -> Refusal {
+    Refusal::of_option(level, option, ENOPROTOOPT)
+}
+
+impl Cluster {
+    /// Ends the daemon of host 1 as a crash would, and starts one that is refused all this.
+    fn restart_without(&mut self, args: &[&str], refusals: &[Refusal]) {
+        self.take(1).kill9();
+        refused(refusals, || self.spawn(1, args));
+        self.daemon(1).wait_ready();
+        self.daemon(1).wait_log("at 10.4.7.21 is up", PATIENCE);
+    }
+
+    /// Checks each byte both ways, and that the daemon of host 1 says which offloads are off.
+    fn carries_without(&self, case: &str, off: &[&str]) {
+        let (near, far) = (self.pod(0), self.pod(1));
+        let both = |way: &dyn Fn(End<'_>, End<'_>)| {
+            way(near, far);
+            way(far, near);
+        };
+        both(&|from, to| _ = tcp_transfer(from, to, TCP_BYTES));
+        both(&|from, to| udp_exchange(from, to, &UDP_BYTES));
+        let offload = &admin::report(self.lab.host(1))["offload"];
+        for name in TUN.iter().chain(&UDP) {
+            assert_eq!(offload[*name], !off.contains(name), "{case}: {name} in {offload}");
+        }
+        let lines = |host: usize| self.daemon(host).log().lines().count();
+        assert!(lines(1) <= lines(0) + FEW_LINES, "{case}: {}", self.daemon(1).log());
+        eprintln!("{case}: {} MB compared each way, off: {off:?}", TCP_BYTES / 1_000_000);
+    }
+}
+
+/// Packets that a host's kernel did not take from the daemon.
+fn refused_packets(cluster: &Cluster, host: usize) -> u64 {
+    let drops = &admin::report(cluster.lab.host(host))["egress"]["drops"];
+    drops["kernel_refused"].as_u64().expect("a counter")
+}
+
+#[test]
+fn a_device_that_can_less_carries_packets() {
+    if !root_or_skip("a_device_that_can_less_carries_packets") {
+        return;
+    }
+    let mut cluster = Cluster::new(&[]);
+
+    // As before Linux 6.2.
+    let uso = libc::TUN_F_USO4 | libc::TUN_F_USO6;
+    cluster.restart_without(&[], &[no_offload().with_bits(2, uso)]);
+    assert_eq!(cluster.daemon(1).count("taking over flannel0"), 1);
+    cluster.carries_without("no USO", &["tun_uso"]);
+}
+
+#[test]
+fn sockets_that_can_less_carry_packets() {
+    if !root_or_skip("sockets_that_can_less_carry_packets") {
+        return;
+    }
+    let mut cluster = Cluster::new(&[]);
+
+    // Before Linux 4.18, and before 5.0.
+    cluster.restart_without(&[], &[no_option(libc::SOL_UDP, libc::UDP_SEGMENT)]);
+    cluster.carries_without("no UDP_SEGMENT", &["udp_gso"]);
+    cluster.restart_without(&[], &[no_option(libc::SOL_UDP, libc::UDP_GRO)]);
+    cluster.carries_without("no UDP_GRO", &["udp_gro"]);
+}
+
+/// Of eight messages or more that leave by one call the kernel takes the last seven only: the others
+/// are lost, and no connection breaks.
+#[test]
+fn a_kernel_without_memory_to_send_breaks_no_connection() {
+    let test = "a_kernel_without_memory_to_send_breaks_no_connection";
+    if !root_or_skip(test) {
+        return;
+    }
+    let mut cluster = Cluster::new(&[]);
+    let of_many = Refusal::of(libc::SYS_sendmmsg, ENOBUFS).at_least(2, 8);
+    cluster.restart_without(&[], &[of_many]);
+    let (from, to) = (cluster.pod(1), cluster.pod(0));
+    let traffic = Traffic::start(from, to, 8);
+    let socket = from.netns.udp(SocketAddrV4::new(from.address, 0));
+    let dropped = || {
+        // Each is longer than the one before, so that they cannot leave as one message.
+        for bytes in 0..1400 {
+            socket.send_to(&vec![0; bytes], (to.address, 9)).unwrap();
+        }
+        refused_packets(&cluster, 1)
+    };
+    admin::until("packets are refused", dropped, |&packets| packets > 0);
+    traffic.wait_for_all_streams();
+    let outcome = traffic.stop();
+    report(test, outcome.longest_gap, &outcome);
+    let log = cluster.daemon(1).log();
+    assert!(log.lines().count() <= cluster.daemon(0).log().lines().count() + FEW_LINES, "{log}");
+}
+
+/// A firewall on the way out: the kernel says `EPERM` to each send.
+#[test]
+fn sends_that_a_firewall_refuses_cost_themselves_only() {
+    let test = "sends_that_a_firewall_refuses_cost_themselves_only";
+    if !root_or_skip(test) {
+        return;
+    }
+    let cluster = Cluster::new(&[]);
+    let netns = &cluster.lab.host(0).netns;
+    let refuse = || {
+        netns.exec("nft add table ip fault");
+        netns.exec("nft add chain ip fault out { type filter hook output priority 0 ; }");
+        netns.exec("nft add rule ip fault out udp dport 8285 drop");
+    };
+    let accept = || drop(netns.exec("nft delete table ip fault"));
+    cluster.suffer(test, Duration::from_secs(2), refuse, accept);
+    assert!(refused_packets(&cluster, 0) > 0);
+}
