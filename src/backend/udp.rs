@@ -243,7 +243,9 @@ impl UdpBackend {
         running.name = tun.name().to_owned();
         self.configure(running).await?;
         // From here on it has what the next daemon knows it by.
-        tun.set_persistent(true)?;
+        if let Err(error) = tun.set_persistent(true) {
+            warn!("{} will go with this daemon and come with the next one: {error}", running.name);
+        }
         running.changes = self.host.watch_link(&running.name, running.overlay).await?;
         // A notification of the old device must not be taken for one of the new.
         running.device_gone = Arc::default();

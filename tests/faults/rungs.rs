@@ -4,11 +4,12 @@
 use std::net::SocketAddrV4;
 use std::time::Duration;
 
-use libc::{EINVAL, ENOBUFS, ENOPROTOOPT};
+use libc::{EINVAL, ENOBUFS, ENOPROTOOPT, EPERM};
 
 use crate::cluster::{Cluster, FEW_LINES, report};
 use crate::support::admin;
 use crate::support::daemon::PATIENCE;
+use crate::support::lab::LabHost;
 use crate::support::root_or_skip;
 use crate::support::running::Traffic;
 use crate::support::seccomp::{Refusal, refused};
@@ -60,6 +61,10 @@ impl Cluster {
     }
 }
 
+fn device(host: &LabHost) -> String {
+    host.netns.ip("-d link show flannel0")
+}
+
 /// Packets that a host's kernel did not take from the daemon.
 fn refused_packets(cluster: &Cluster, host: usize) -> u64 {
     let drops = &admin::report(cluster.lab.host(host))["egress"]["drops"];
@@ -78,6 +83,15 @@ fn a_device_that_can_less_carries_packets() {
     cluster.restart_without(&[], &[no_offload().with_bits(2, uso)]);
     assert_eq!(cluster.daemon(1).count("taking over flannel0"), 1);
     cluster.carries_without("no USO", &["tun_uso"]);
+
+    cluster.restart_without(&[], &[Refusal::of_ioctl(libc::TUNSETPERSIST, EPERM)]);
+    cluster.daemon(1).wait_log("flannel0 will go with this daemon", PATIENCE);
+    assert!(device(cluster.lab.host(1)).contains("persist off"));
+    cluster.carries_without("no TUNSETPERSIST", &[]);
+    // The next one makes it anew.
+    cluster.restart_without(&[], &[]);
+    assert_eq!(cluster.daemon(1).count("taking over flannel0"), 0);
+    cluster.carries_without("nothing missing", &[]);
 }
 
 #[test]
