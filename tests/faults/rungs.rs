@@ -84,6 +84,12 @@ fn a_device_that_can_less_carries_packets() {
     assert_eq!(cluster.daemon(1).count("taking over flannel0"), 1);
     cluster.carries_without("no USO", &["tun_uso"]);
 
+    // The device that is taken over has offloads, which the next daemon cannot set.
+    cluster.restart_without(&[], &[no_offload()]);
+    cluster.daemon(1).wait_log("tun tso=off uso=off merging=off", PATIENCE);
+    assert!(device(cluster.lab.host(1)).contains("vnet_hdr off"));
+    cluster.carries_without("no TUNSETOFFLOAD", &TUN);
+
     cluster.restart_without(&[], &[Refusal::of_ioctl(libc::TUNSETPERSIST, EPERM)]);
     cluster.daemon(1).wait_log("flannel0 will go with this daemon", PATIENCE);
     assert!(device(cluster.lab.host(1)).contains("persist off"));

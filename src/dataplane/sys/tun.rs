@@ -93,7 +93,9 @@ impl Tun {
         tun.offload = probe_offload(tun.queue(0), most);
         if tun.offload == TunOffload::None {
             // There is nothing that the header could say: open without it. The device of the
-            // first try goes with its descriptors.
+            // first try goes with its descriptors, also if an earlier daemon left it. An error
+            // means that it never persisted.
+            let _ = tun.set_persistent(false);
             drop(tun);
             return Tun::open(name, false);
         }
