@@ -9,6 +9,8 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use tracing::info;
+
 use super::egress::Egress;
 use super::ingress::Ingress;
 use super::routes::SharedRoutes;
@@ -88,6 +90,7 @@ impl Sockets {
             Some(receivers) => receivers,
             None => bind_group(address, wish, sharing, count)?,
         };
+        let pairs = pairs.min(receivers.len());
         let receivers: Vec<_> = receivers.into_iter().map(Arc::new).collect();
         let senders = match sharing {
             Sharing::Never => receivers.clone(),
@@ -110,7 +113,8 @@ impl Sockets {
     }
 }
 
-/// Binds so many sockets to one address; none if another process has one there.
+/// Binds so many sockets to one address, or one if the kernel cannot do that; none if another process
+/// has one there.
 fn bind_group(
     address: SocketAddrV4,
     wish: UdpWish,
@@ -121,7 +125,13 @@ fn bind_group(
         // Sharing would hide another daemon's sockets: this one finds them.
         drop(UdpSocket::bind(address, wish, Sharing::Never)?);
     }
-    (0..count).map(|_| UdpSocket::bind(address, wish, sharing)).collect()
+    match (0..count).map(|_| UdpSocket::bind(address, wish, sharing)).collect() {
+        Err(error @ SocketError::NoSharing(_)) => {
+            info!("{error}: one socket and one pair of threads receive everything");
+            Ok(vec![UdpSocket::bind(address, wish, Sharing::Never)?])
+        }
+        bound => bound,
+    }
 }
 
 /// What the threads of one pair share.

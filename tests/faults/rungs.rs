@@ -112,6 +112,29 @@ fn sockets_that_can_less_carry_packets() {
     cluster.carries_without("no UDP_SEGMENT", &["udp_gso"]);
     cluster.restart_without(&[], &[no_option(libc::SOL_UDP, libc::UDP_GRO)]);
     cluster.carries_without("no UDP_GRO", &["udp_gro"]);
+
+    // Before Linux 3.9.
+    cluster.restart_without(&[], &[no_option(libc::SOL_SOCKET, libc::SO_REUSEPORT)]);
+    assert_eq!(cluster.daemon(1).count("cannot share UDP port"), 1);
+    cluster.carries_without("no SO_REUSEPORT", &[]);
+
+    let lesser = [
+        Refusal::of_option(libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, EPERM),
+        Refusal::of_option(libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, EPERM),
+        Refusal::of_option(libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, EPERM),
+        no_option(libc::SOL_SOCKET, libc::SO_RXQ_OVFL),
+        no_option(libc::SOL_IP, libc::IP_MTU_DISCOVER),
+        no_option(libc::SOL_IP, libc::IP_RECVFRAGSIZE),
+    ];
+    cluster.restart_without(&[], &lesser);
+    cluster.carries_without("nothing that sockets can do without", &[]);
+    // Nobody reads the sockets that only send: what is sent to them must not take much memory.
+    let netns = &cluster.lab.host(1).netns;
+    let sockets = netns.exec("ss -uamnH src 10.4.7.22 and not sport = :8285");
+    let buffers_bytes = sockets.split(",rb").skip(1).map(|rest| rest.split(',').next().unwrap());
+    let buffers_bytes: Vec<usize> = buffers_bytes.map(|bytes| bytes.parse().unwrap()).collect();
+    assert!(buffers_bytes.len() >= 16, "{sockets}");
+    assert!(buffers_bytes.iter().all(|&bytes| bytes < 10_000), "{sockets}");
 }
 
 /// Of eight messages or more that leave by one call the kernel takes the last seven only: the others

@@ -26,6 +26,9 @@ pub enum SocketError {
          Backend.Port in the network config of all hosts"
     )]
     InUse(SocketAddrV4),
+    /// The kernel cannot give several sockets one address.
+    #[error("this kernel cannot share UDP port {0} among several sockets (SO_REUSEPORT)")]
+    NoSharing(SocketAddrV4),
     /// The address is not on this host.
     #[error("{0} is no address of this host: check --iface and --public-ip")]
     NoSuchAddress(SocketAddrV4),
@@ -77,9 +80,12 @@ impl UdpSocket {
         let socket = UdpSocket::bind(address, UdpWish { gro: false, ..wish }, Sharing::Never)?;
         // The classic BPF program "return 0": keep nothing of any packet.
         let drop_all = [SockFilter::new((libc::BPF_RET | libc::BPF_K) as u16, 0, 0, 0)];
-        socket2::SockRef::from(&socket.fd)
-            .attach_filter(&drop_all)
-            .map_err(|source| SocketError::Other { address, source })?;
+        let socket_ref = socket2::SockRef::from(&socket.fd);
+        if socket_ref.attach_filter(&drop_all).is_err() {
+            // Then the smallest buffer there is fills, once. What the kernel says to this as well
+            // costs memory only.
+            let _ = socket_ref.set_recv_buffer_size(0);
+        }
         Ok(socket)
     }
 
@@ -100,7 +106,9 @@ impl UdpSocket {
         // socket2 sets close-on-exec.
         let socket =
             Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP)).map_err(explain)?;
-        socket.set_reuse_port(sharing == Sharing::Group).map_err(explain)?;
+        if sharing == Sharing::Group {
+            socket.set_reuse_port(true).map_err(|_| SocketError::NoSharing(address))?;
+        }
         socket.bind(&address.into()).map_err(explain)?;
         socket.set_nonblocking(true).map_err(explain)?;
 
