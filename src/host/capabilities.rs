@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use rustix::thread::{
     CapabilitySet, CapabilitySets, capabilities, set_capabilities, set_no_new_privs,
 };
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::rules::find_tool;
 
@@ -46,7 +46,10 @@ pub fn drop_unneeded(needs: &[Need]) -> io::Result<()> {
     let mut effective = NEEDED & now.permitted;
     // What is permitted still can be taken back.
     set_capabilities(None, CapabilitySets { effective, ..now })?;
-    if let Some(path) = needs.iter().find_map(Need::withheld) {
+    if !tells_what_is_withheld() {
+        info!("CAP_DAC_OVERRIDE is kept: before Linux 5.8 nothing tells whether it is needed");
+        effective |= FOR_FILES & now.permitted;
+    } else if let Some(path) = needs.iter().find_map(Need::withheld) {
         warn!(
             "root needs CAP_DAC_OVERRIDE for {}: it is kept; chown it to root, with the \
              directories above it, to do without",
@@ -59,6 +62,14 @@ pub fn drop_unneeded(needs: &[Need]) -> io::Result<()> {
     let inheritable = now.inheritable & permitted;
     set_capabilities(None, CapabilitySets { effective, permitted, inheritable })?;
     Ok(())
+}
+
+/// Whether the kernel has `faccessat2` (Linux 5.8), by which [`Need::withheld`] asks. What stands in
+/// for it goes by the permitted capabilities.
+fn tells_what_is_withheld() -> bool {
+    // Nothing stands in for it with this second flag.
+    let flags = AtFlags::EACCESS | AtFlags::SYMLINK_NOFOLLOW;
+    accessat(CWD, "/", Access::EXISTS, flags) != Err(Errno::NOSYS)
 }
 
 impl Need {

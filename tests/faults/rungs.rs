@@ -2,15 +2,17 @@
 //! so, and carries packets all the same. The daemon of host 1 misses it, that of host 0 does not.
 
 use std::net::SocketAddrV4;
+use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
-use libc::{EINVAL, ENOBUFS, ENOPROTOOPT, EPERM};
+use libc::{EINVAL, ENOBUFS, ENOPROTOOPT, ENOSYS, EPERM};
 
 use crate::cluster::{Cluster, FEW_LINES, report};
 use crate::support::admin;
 use crate::support::daemon::PATIENCE;
 use crate::support::lab::LabHost;
 use crate::support::root_or_skip;
+use crate::support::rules::tools_or_skip;
 use crate::support::running::Traffic;
 use crate::support::seccomp::{Refusal, refused};
 use crate::support::traffic::{End, tcp_transfer, udp_exchange};
@@ -135,6 +137,35 @@ fn sockets_that_can_less_carry_packets() {
     let buffers_bytes: Vec<usize> = buffers_bytes.map(|bytes| bytes.parse().unwrap()).collect();
     assert!(buffers_bytes.len() >= 16, "{sockets}");
     assert!(buffers_bytes.iter().all(|&bytes| bytes < 10_000), "{sockets}");
+}
+
+/// System calls that came after Linux 3.8, each with what Rust, its libraries or we do without it.
+#[test]
+fn a_kernel_without_the_calls_of_a_decade_will_do() {
+    let test = "a_kernel_without_the_calls_of_a_decade_will_do";
+    if !root_or_skip(test) || !tools_or_skip(test) {
+        return;
+    }
+    let mut cluster = Cluster::new(&[]);
+    let calls = [
+        libc::SYS_renameat2,   // 3.15
+        libc::SYS_getrandom,   // 3.17
+        libc::SYS_statx,       // 4.11
+        libc::SYS_clone3,      // 5.3
+        libc::SYS_pidfd_open,  // 5.3
+        libc::SYS_openat2,     // 5.6
+        libc::SYS_faccessat2,  // 5.8
+        libc::SYS_close_range, // 5.9
+    ];
+    // Root needs CAP_DAC_OVERRIDE here, which a kernel before 5.8 does not tell.
+    let dir = &cluster.lab.host(1).dir;
+    std::fs::set_permissions(dir, PermissionsExt::from_mode(0o700)).unwrap();
+    std::os::unix::fs::chown(dir, Some(65_534), None).unwrap();
+    cluster.restart_without(&["--ip-masq"], &calls.map(|call| Refusal::of(call, ENOSYS)));
+    cluster.carries_without("no call younger than Linux 3.8", &[]);
+    let rules = || admin::report(cluster.lab.host(1))["rules"]["set"].clone();
+    admin::until("the rules are set", rules, |set| set == true);
+    assert_eq!(cluster.take(1).stop().status.code(), Some(0));
 }
 
 /// Of eight messages or more that leave by one call the kernel takes the last seven only: the others
