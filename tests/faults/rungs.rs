@@ -139,6 +139,35 @@ fn sockets_that_can_less_carry_packets() {
     assert!(buffers_bytes.iter().all(|&bytes| bytes < 10_000), "{sockets}");
 }
 
+/// Every rung at once, on both hosts, down to one packet by each call.
+#[test]
+fn the_plain_loop_carries_packets() {
+    if !root_or_skip("the_plain_loop_carries_packets") {
+        return;
+    }
+    let all = [
+        no_offload(),
+        Refusal::of_ioctl(libc::TUNSETPERSIST, EPERM),
+        no_option(libc::SOL_UDP, libc::UDP_SEGMENT),
+        no_option(libc::SOL_UDP, libc::UDP_GRO),
+        no_option(libc::SOL_SOCKET, libc::SO_REUSEPORT),
+        Refusal::of_option(libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, EPERM),
+        Refusal::of_option(libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, EPERM),
+        Refusal::of_option(libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, EPERM),
+        no_option(libc::SOL_SOCKET, libc::SO_RXQ_OVFL),
+        no_option(libc::SOL_IP, libc::IP_MTU_DISCOVER),
+        no_option(libc::SOL_IP, libc::IP_RECVFRAGSIZE),
+        no_option(libc::SOL_NETLINK, libc::NETLINK_GET_STRICT_CHK),
+        no_option(libc::SOL_NETLINK, libc::NETLINK_EXT_ACK),
+    ];
+    let off = [TUN.as_slice(), &UDP].concat();
+    let mut cluster = refused(&all, || Cluster::new(&[]));
+    cluster.carries_without("everything missing", &off);
+    cluster.restart_without(&["--offload=off"], &all);
+    cluster.carries_without("everything missing, and --offload=off", &off);
+    assert_eq!(cluster.take(1).stop().status.code(), Some(0));
+}
+
 /// System calls that came after Linux 3.8, each with what Rust, its libraries or we do without it.
 #[test]
 fn a_kernel_without_the_calls_of_a_decade_will_do() {
