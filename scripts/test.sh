@@ -12,7 +12,7 @@ install_build_tools
 install_missing ip:iproute2 tc:iproute2 ethtool:ethtool ping:iputils-ping iperf3:iperf3 \
     tcpdump:tcpdump etcd:etcd-server etcdctl:etcd-client sysctl:procps \
     iptables:iptables nft:nftables /usr/lib/cni/bridge:containernetworking-plugins \
-    dockerd:docker.io busybox:busybox-static
+    dockerd:docker.io busybox:busybox-static qemu-system-x86_64:qemu-system-x86
 install_missing debootstrap:debootstrap systemd-nspawn:systemd-container \
     dpkg-shlibdeps:dpkg-dev zsh:zsh fish:fish
 # Newer Debians have the client in a package of its own.
@@ -33,7 +33,7 @@ run() { "$@" 2>&1 </dev/null | tee -a "$log"; }
 
 if command -v shellcheck >/dev/null; then
     step "shellcheck"
-    shellcheck -x scripts/*.sh .ci/run tests/support/cni/recorder
+    shellcheck -x scripts/*.sh .ci/run tests/support/cni/recorder tests/support/old_kernel/init
 else
     printf 'SKIPPED shellcheck: it is not installed\n' | tee -a "$log"
 fi
