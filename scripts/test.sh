@@ -39,6 +39,17 @@ else
 fi
 
 if [[ $# -eq 0 ]]; then
+    install_cargo_deny
+    step "The dependencies: licenses, versions, sources, known holes"
+    run cargo deny --locked check --hide-inclusion-graph licenses bans sources
+    # The list of known holes is fetched from another place than the crates.
+    if timeout 120 cargo deny fetch db >/dev/null 2>&1 </dev/null; then
+        run cargo deny --locked check advisories
+    else
+        printf 'SKIPPED cargo deny check advisories: needs github.com/RustSec/advisory-db\n' |
+            tee -a "$log"
+    fi
+
     step "Every bench, once"
     run cargo test --locked --benches
 fi
