@@ -83,6 +83,8 @@ pub(super) async fn serve<A: Accept>(mut listener: A, answers: Router) {
             && let Some(oldest) = connections.pop_front()
         {
             oldest.abort();
+            // Its descriptor is free only then; who connects faster than tasks end waits so long.
+            let _ = oldest.await;
         }
         let answers = TowerToHyperService::new(answers.clone());
         let connection = http.serve_connection(TokioIo::new(stream), answers);
