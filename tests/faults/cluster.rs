@@ -38,9 +38,14 @@ impl Cluster {
     /// Starts the daemons of so many hosts on a directory store, with these flags beside the
     /// store's, and waits until they know each other.
     pub(crate) fn of(hosts: u8, args: &[&str]) -> Cluster {
+        Cluster::with_args(hosts, |_| args.to_vec())
+    }
+
+    /// The same, with flags of its own for each host.
+    pub(crate) fn with_args<'a>(hosts: u8, args: impl Fn(usize) -> Vec<&'a str>) -> Cluster {
         let mut lab = Lab::new(hosts);
         let store = lab.store_dir(CONFIG);
-        let daemons = lab.start_overlay(&store, |_| args.to_vec());
+        let daemons = lab.start_overlay(&store, args);
         lab.add_pods();
         let store = store.to_str().unwrap().to_owned();
         let flags = vec![vec![format!("--store-dir={store}")]; hosts.into()];
