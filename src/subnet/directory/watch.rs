@@ -29,6 +29,10 @@ const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// Changes come in swarms: a file written by an editor is several.
 const SETTLE: Duration = Duration::from_millis(20);
 
+/// After a look that took long, so many times its time passes until the next one, though no more
+/// than [`LOOK_EVERY`]: a large directory that somebody changes all the time keeps no core busy.
+const READ_SHARE: u32 = 4;
+
 /// Watches until the receiver of `events` is dropped.
 pub(super) async fn run(
     files: Files,
@@ -57,7 +61,9 @@ async fn watch(
         hints.attach();
         let (shared, path) = (scanner.clone(), files.config());
         let look = move || (scan(&shared), Stamp::of_file(&path));
+        let started = Instant::now();
         let Some((result, stamp)) = wait_for(look).await else { return };
+        let took = started.elapsed();
         contact.note(&result);
         let written = std::mem::replace(&mut config, stamp) != stamp && table.is_some();
         if written && events.send(WatchEvent::Config).await.is_err() {
@@ -87,7 +93,7 @@ async fn watch(
             Err(error) => complain(&mut complaint, &error),
         }
         if timeout(pause, hints.next()).await.is_ok() {
-            sleep(SETTLE).await;
+            sleep((took * READ_SHARE).clamp(SETTLE, LOOK_EVERY)).await;
         }
     }
 }
