@@ -7,11 +7,12 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, ErrorKind, Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
-use rustix::fs::{FlockOperation, OFlags};
+use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use tempfile::NamedTempFile;
 
@@ -250,24 +251,30 @@ enum Current {
     Unfit(String),
 }
 
-/// `O_NOFOLLOW`: a link would make us read or write what somebody else chose. `O_NONBLOCK`: a pipe
-/// would make us wait for its writer.
+/// `O_NOFOLLOW`: a link would make us write what somebody else chose. `O_NONBLOCK`: a pipe would
+/// make us wait for its reader.
 const NO_FOLLOW: i32 = OFlags::NOFOLLOW.union(OFlags::NONBLOCK).bits().cast_signed();
 
 /// Reads a plain file.
 pub(super) fn read(path: &Path) -> Result<Vec<u8>, ReadError> {
     let unfit = |e: io::Error| match e.kind() {
         ErrorKind::NotFound => ReadError::Missing,
-        _ if e.raw_os_error() == Some(Errno::LOOP.raw_os_error()) => {
-            ReadError::Unfit("it is a symbolic link".into())
-        }
         _ => ReadError::Unfit(format!("it cannot be read: {e}")),
     };
-    let file = OpenOptions::new().read(true).custom_flags(NO_FOLLOW).open(path).map_err(unfit)?;
-    let meta = file.metadata().map_err(unfit)?;
-    if !meta.is_file() {
+    // First a handle alone: to open a device may do something already, and a pipe would make us
+    // wait for its writer.
+    let handle = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let handle = rustix::fs::open(path, handle, Mode::empty()).map_err(|e| unfit(e.into()))?;
+    let handle = File::from(handle);
+    let kind = handle.metadata().map_err(unfit)?.file_type();
+    if kind.is_symlink() {
+        // It would make us read what somebody else chose.
+        return Err(ReadError::Unfit("it is a symbolic link".into()));
+    }
+    if !kind.is_file() {
         return Err(ReadError::Unfit("it is not a regular file".into()));
     }
+    let file = File::open(format!("/proc/self/fd/{}", handle.as_raw_fd())).map_err(unfit)?;
     let mut content = Vec::new();
     file.take(MAX_FILE_BYTES + 1).read_to_end(&mut content).map_err(unfit)?;
     if content.len() as u64 > MAX_FILE_BYTES {
