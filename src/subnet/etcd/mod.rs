@@ -26,6 +26,9 @@ use super::store::{Contact, StoreError, SubnetStore, WATCH_QUEUE, WatchEvent};
 /// So many keys are read by one request: well below the 4 MiB that a gRPC answer may have.
 const PAGE_KEYS: i64 = 2000;
 
+/// Of a longer key so many bytes are kept: more than prefix and subnet have.
+const KEPT_KEY_BYTES: usize = 512;
+
 /// So many of our own last writes are remembered, to know their ends in the watch.
 const REMEMBERED_WRITES: usize = 16;
 
@@ -88,19 +91,14 @@ impl Own {
     }
 }
 
-/// A key as it was read.
+/// A key and its value, as far as they are understood. What they say is read at once and nothing
+/// else kept: there may be thousands of 1.5 MB.
 struct Entry {
+    /// Its beginning, for the log.
     key: Vec<u8>,
-    value: Vec<u8>,
+    subnet: Result<Subnet, String>,
+    attrs: Result<LeaseAttrs, String>,
     lease: i64,
-}
-
-impl From<KeyValue> for Entry {
-    fn from(kv: KeyValue) -> Self {
-        let lease = kv.lease();
-        let (key, value) = kv.into_key_value();
-        Self { key, value, lease }
-    }
 }
 
 /// All keys under the subnets' prefix at one revision.
@@ -175,15 +173,26 @@ impl Inner {
                 listing.cluster = header.map_or(0, etcd_client::ResponseHeader::cluster_id);
             }
             let more = page.more();
-            listing.entries.extend(page.take_kvs().into_iter().map(Entry::from));
-            match listing.entries.last() {
+            let kvs = page.take_kvs();
+            listing.entries.extend(kvs.iter().map(|kv| self.entry(kv)));
+            match kvs.last() {
                 Some(last) if more => {
-                    from.clone_from(&last.key);
+                    from = last.key().to_vec();
                     from.push(0);
                 }
                 _ => return Ok(listing),
             }
             limit = limit.saturating_mul(2).min(PAGE_KEYS);
+        }
+    }
+
+    fn entry(&self, kv: &KeyValue) -> Entry {
+        let key = kv.key();
+        Entry {
+            key: key.get(..KEPT_KEY_BYTES).unwrap_or(key).to_vec(),
+            subnet: self.keys.parse(key),
+            attrs: keys::parse_value(kv.value()),
+            lease: kv.lease(),
         }
     }
 
@@ -197,8 +206,7 @@ impl Inner {
 
     /// The lease that an entry says, else why it says none.
     fn parse(&self, entry: &Entry) -> Result<Lease, String> {
-        let subnet = self.keys.parse(&entry.key)?;
-        let attrs = keys::parse_value(&entry.value)?;
+        let (subnet, attrs) = (entry.subnet.clone()?, entry.attrs.clone()?);
         Ok(Lease { subnet, attrs, expiry: self.expiry(entry.lease) })
     }
 

@@ -184,7 +184,7 @@ impl Watch {
         }
         for event in response.events() {
             let Some(kv) = event.kv() else { continue };
-            let entry = Entry::from(kv.clone());
+            let entry = self.inner.entry(kv);
             // Deleting sets a key's version back to zero. (The library's own `event_type` panics
             // on kinds that it does not know.)
             if kv.version() > 0 {
@@ -208,7 +208,7 @@ impl Watch {
     /// A peer's lease stays as it was. Our own is reported as gone, so that it is put right at
     /// once: who begins to watch now would not know of us.
     async fn unreadable(&mut self, entry: &Entry) -> Result<(), Closed> {
-        match self.inner.keys.parse(&entry.key) {
+        match entry.subnet {
             Ok(subnet) if self.is_own(&subnet) => self.send(WatchEvent::Removed(subnet)).await,
             _ => Ok(()),
         }
@@ -216,7 +216,7 @@ impl Watch {
 
     /// The peer's subnet whose value cannot be read.
     fn unreadable_peer(&self, entry: &Entry) -> Option<Subnet> {
-        self.inner.keys.parse(&entry.key).ok().filter(|subnet| !self.is_own(subnet))
+        entry.subnet.as_ref().ok().copied().filter(|subnet| !self.is_own(subnet))
     }
 
     fn is_own(&self, subnet: &Subnet) -> bool {
@@ -225,7 +225,7 @@ impl Watch {
 
     async fn removed(&mut self, entry: &Entry) -> Result<(), Closed> {
         self.inner.strays().forget(&entry.key);
-        let Ok(subnet) = self.inner.keys.parse(&entry.key) else { return Ok(()) };
+        let Ok(subnet) = entry.subnet else { return Ok(()) };
         self.known.remove(&subnet);
         self.send(WatchEvent::Removed(subnet)).await
     }
