@@ -6,7 +6,7 @@ use std::net::{SocketAddrV4, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 
-use super::{GROWTH_KIB, again_and_again};
+use super::{LITTLE, again_and_again};
 use crate::cluster::Cluster;
 use crate::support::admin::{HEALTHZ, HEALTHZ_FLAGS, read_answer, socket, status, until};
 use crate::support::root_or_skip;
@@ -38,7 +38,7 @@ fn clients_that_are_slow_or_talk_nonsense_harm_nobody() {
     };
     let netns = cluster.lab.switch();
     let (mut idle, mut admin, mut most) = (Vec::new(), Vec::new(), 0);
-    cluster.withstand(test, GROWTH_KIB, || {
+    cluster.withstand(test, LITTLE, || {
         // All that connect, from the one host, and then half a request each, byte by byte.
         netns.enter(|| (0..1_000).for_each(|_| idle.push(TcpStream::connect(http).unwrap())));
         admin.extend((0..200).map(|_| UnixStream::connect(socket(cluster.lab.host(1))).unwrap()));

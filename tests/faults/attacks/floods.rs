@@ -8,7 +8,7 @@ use flanneld::dataplane::sys::socket::{Sharing, UdpSocket, UdpWish};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use super::packets::{Ip, MORE_FRAGMENTS, UDP};
-use super::{ATTACKER, ATTACKERS_POD, GROWTH_KIB, again_and_again};
+use super::{ATTACKER, ATTACKERS_POD, LITTLE, again_and_again};
 use crate::cluster::Cluster;
 use crate::support::admin::report as told;
 use crate::support::root_or_skip;
@@ -18,7 +18,7 @@ use crate::support::traffic::Noise;
 fn flood(case: &str, cluster: &Cluster, datagram: impl Fn(&[u8; 64], &mut Vec<u8>)) {
     let socket = cluster.lab.switch().udp(SocketAddrV4::new(ATTACKER, 0));
     let (mut noise, mut seed, mut packet) = (Noise::new(5), [0; 64], Vec::new());
-    let sent = cluster.withstand(case, GROWTH_KIB, || {
+    let sent = cluster.withstand(case, LITTLE, || {
         again_and_again(|| {
             noise.fill(&mut seed);
             datagram(&seed, &mut packet);
@@ -96,7 +96,7 @@ fn trains_of_garbage_harm_nobody() {
             (Noise::new(6), vec![0; 64_000], Sender::new(1, 1));
         let mut segment_bytes = 0_u16;
         let case = format!("{test}, {who}");
-        let trains = cluster.withstand(&case, GROWTH_KIB, || {
+        let trains = cluster.withstand(&case, LITTLE, || {
             again_and_again(|| {
                 segment_bytes = segment_bytes % 1_472 + 92;
                 noise.fill(&mut garbage[..1_472]);
@@ -141,7 +141,7 @@ fn outer_fragments_that_fit_nowhere_harm_nobody() {
     let datagram = outer.datagram(8285, 8285, &Ip::to(pod, UDP).udp(1, 2, &[7; 1_000]));
     let sets = misfits(&outer, &datagram);
     let target = cluster.door(1).into();
-    let sent = cluster.withstand(test, GROWTH_KIB, || {
+    let sent = cluster.withstand(test, LITTLE, || {
         send_again_and_again(&sets, |packet| {
             let _ = socket.send_to(packet, &target);
         })
@@ -174,7 +174,7 @@ fn inner_fragments_that_fit_nowhere_reach_no_program() {
     let datagram = inner.datagram(6_000, 7_000, &[7; 1_000]);
     let sets = misfits(&inner, &datagram);
     let socket = cluster.lab.switch().udp(SocketAddrV4::new(ATTACKER, 0));
-    let sent = cluster.withstand(test, GROWTH_KIB, || {
+    let sent = cluster.withstand(test, LITTLE, || {
         send_again_and_again(&sets, |packet| {
             let _ = socket.send_to(packet, cluster.door(1));
         })

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use flanneld::dataplane::limit::{ICMP_BURST, ICMP_PER_SECOND};
 
 use super::packets::{ICMP, Ip, MORE_FRAGMENTS, UDP};
-use super::{ATTACKER, ATTACKERS_POD, GROWTH_KIB, again_and_again};
+use super::{ATTACKER, ATTACKERS_POD, LITTLE, again_and_again};
 use crate::cluster::Cluster;
 use crate::support::admin::{report as told, until};
 use crate::support::daemon::{Daemon, PATIENCE};
@@ -40,7 +40,7 @@ fn what_must_not_be_answered_by_icmp_is_not() {
     let cluster = Cluster::new(&[]);
     cluster.make_attacker_a_peer();
     let tunnel = tunnel(&cluster);
-    cluster.withstand(test, GROWTH_KIB, || {
+    cluster.withstand(test, LITTLE, || {
         for ttl in [0, 1] {
             for question in unanswerable(&cluster, ttl) {
                 tunnel.send_to(&question, cluster.door(1)).unwrap();
@@ -100,7 +100,7 @@ fn icmp_errors_are_no_amplifier() {
     let question =
         Ip { ttl: 1, id: 7, ..Ip::to(cluster.pod(1).address, UDP) }.udp(1, 2, b"question");
     let started = Instant::now();
-    let (sent, answers) = cluster.withstand(test, GROWTH_KIB, || {
+    let (sent, answers) = cluster.withstand(test, LITTLE, || {
         tunnel.set_nonblocking(true).unwrap();
         let (mut answers, mut buffer) = (0_u32, [0; 2048]);
         let sent = again_and_again(|| {

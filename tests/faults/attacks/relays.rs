@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use super::packets::{Ip, UDP};
-use super::{ATTACKER, GROWTH_KIB};
+use super::{ATTACKER, LITTLE};
 use crate::cluster::Cluster;
 use crate::support::netns::Netns;
 use crate::support::root_or_skip;
@@ -61,7 +61,7 @@ fn a_host_is_no_relay() {
     let socket = switch.udp(SocketAddrV4::new(ATTACKER, 0));
     let pod = cluster.pod(1);
     let ear = pod.netns.udp(SocketAddrV4::new(pod.address, 7_000));
-    cluster.withstand(test, GROWTH_KIB, || {
+    cluster.withstand(test, LITTLE, || {
         for _ in 0..PACKETS {
             for place in places {
                 let packet = Ip::to(place, UDP).udp(6_000, 7_000, b"let me through");
