@@ -28,13 +28,17 @@ use crate::subnet::lease::{Lease, LeaseAttrs};
 const PUBLISH_INTERVAL: Duration = Duration::from_millis(20);
 
 /// And so many times the time that publishing took passes until the next time, so that a store that
-/// changes a thousand times a second costs a fiftieth of a core at most, however large the table.
+/// changes a thousand times a second costs a fiftieth of a core at most.
 const PUBLISH_SHARE: u32 = 50;
+
+/// But no more than this: of a table so large that a busy machine takes a second for it, changes
+/// would wait for a minute.
+const PUBLISH_PAUSE_MAX: Duration = Duration::from_secs(5);
 
 /// How long after a publish that `took` so long began the next one may begin.
 #[must_use]
 pub fn time_to_next_publish(took: Duration) -> Duration {
-    PUBLISH_INTERVAL.max(took * PUBLISH_SHARE)
+    (took * PUBLISH_SHARE).clamp(PUBLISH_INTERVAL, PUBLISH_PAUSE_MAX)
 }
 
 /// Why a backend cannot work.
@@ -122,4 +126,17 @@ pub trait Backend: Send {
 
     /// Ends. What the kernel frees with our descriptors needs nothing else.
     fn stop(self: Box<Self>);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn changes_wait_in_proportion_to_the_table_and_not_for_ever() {
+        for (took_ms, pause_ms) in [(0, 20), (1, 50), (40, 2_000), (1_200, 5_000)] {
+            let pause = time_to_next_publish(Duration::from_millis(took_ms));
+            assert_eq!(pause, Duration::from_millis(pause_ms), "{took_ms}");
+        }
+    }
 }
