@@ -3,6 +3,7 @@
 
 mod directory;
 mod doors;
+mod etcd;
 mod floods;
 mod leases;
 mod merging;

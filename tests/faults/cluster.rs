@@ -1,6 +1,6 @@
 //! Two hosts or more with a pod each, and the daemons between them.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -43,12 +43,21 @@ impl Cluster {
 
     /// The same, with flags of its own for each host.
     pub(crate) fn with_args<'a>(hosts: u8, args: impl Fn(usize) -> Vec<&'a str>) -> Cluster {
-        let mut lab = Lab::new(hosts);
+        let lab = Lab::new(hosts);
         let store = lab.store_dir(CONFIG);
-        let daemons = lab.start_overlay(&store, args);
+        Cluster::in_directory(lab, &store, args)
+    }
+
+    /// The same in this directory, which has the network's config.
+    pub(crate) fn in_directory<'a>(
+        mut lab: Lab,
+        store: &Path,
+        args: impl Fn(usize) -> Vec<&'a str>,
+    ) -> Cluster {
+        let daemons = lab.start_overlay(store, args);
         lab.add_pods();
         let store = store.to_str().unwrap().to_owned();
-        let flags = vec![vec![format!("--store-dir={store}")]; hosts.into()];
+        let flags = vec![vec![format!("--store-dir={store}")]; daemons.len()];
         Cluster { lab, store, flags, daemons: daemons.into_iter().map(Some).collect() }
     }
 

@@ -1,11 +1,11 @@
 //! More leases than any network has hosts, for every kind of store.
 
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{ATTACKER, Cost, LITTLE};
 use crate::cluster::Cluster;
-use crate::support::admin::until;
+use crate::support::daemon::{Daemon, PATIENCE};
 
 /// So many, beside those of the cluster's hosts.
 pub(super) const LEASES: u32 = 100_000 - 2;
@@ -45,25 +45,36 @@ impl Last {
             let pod = cluster.pod(host);
             let socket = pod.netns.udp(SocketAddrV4::new(pod.address, 0));
             let mut buffer = [0; 128];
-            let mut arrives = || {
+            wait_while_it_works(cluster.daemon(host), || {
                 // Refused as long as there is no route.
                 let _ = socket.send_to(b"do you know me?", (LAST_POD, 9));
                 let arrived = self.0.recv(&mut buffer).is_ok();
                 arrived && buffer[12..16] == pod.address.octets()
-            };
-            until("the last lease", &mut arrives, |arrives| *arrives);
+            });
         }
     }
 
     /// Waits until neither does.
     pub(super) fn wait_until_forgotten(&self, cluster: &Cluster) {
         for host in 0..2 {
-            let ping = || {
-                let output =
-                    cluster.pod(host).netns.try_exec(&format!("ping -n -c 1 -W 1 {LAST_POD}"));
-                String::from_utf8_lossy(&output.stdout).into_owned()
-            };
-            until("the last lease", ping, |text| text.contains("Net Unreachable"));
+            let netns = cluster.pod(host).netns;
+            wait_while_it_works(cluster.daemon(host), || {
+                let output = netns.try_exec(&format!("ping -n -c 1 -W 1 {LAST_POD}"));
+                String::from_utf8_lossy(&output.stdout).contains("Net Unreachable")
+            });
         }
+    }
+}
+
+/// Waits for something. So many leases may take a busy machine minutes; but while it gets on, the
+/// daemon tells of more and more of them.
+fn wait_while_it_works(daemon: &Daemon, mut is_done: impl FnMut() -> bool) {
+    let (mut lines, mut since) = (0, Instant::now());
+    while !is_done() {
+        let now = daemon.count("peers are up");
+        if now > lines {
+            (lines, since) = (now, Instant::now());
+        }
+        assert!(since.elapsed() < 2 * PATIENCE, "the last lease is not seen");
     }
 }
