@@ -43,4 +43,4 @@ macro_rules! replay {
     }};
 }
 
-replay! { cni coalesce config cut env_file key packet value virtio }
+replay! { cmsg cni coalesce config cut env_file key packet value virtio }

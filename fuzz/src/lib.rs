@@ -11,5 +11,5 @@ mod packets;
 mod texts;
 
 pub use coalesce::coalesce;
-pub use packets::{cut, packet, virtio};
+pub use packets::{cmsg, cut, packet, virtio};
 pub use texts::{cni, config, env_file, key, value};

@@ -40,20 +40,22 @@ pub(super) struct ReceiveControl(pub(super) [u8; RECEIVE_BYTES]);
 
 /// What the control messages of one received message said.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Received {
+pub struct Received {
     /// Bytes of each merged datagram but the last; `None` if nothing was merged.
-    pub(super) stride_bytes: Option<usize>,
+    pub stride_bytes: Option<usize>,
     /// How many datagrams the socket dropped since it was made.
-    pub(super) dropped: Option<u32>,
+    pub dropped: Option<u32>,
     /// Bytes of the largest fragment, IP header included; `None` if it came in one piece.
-    pub(super) fragment_bytes: Option<u16>,
+    pub fragment_bytes: Option<u16>,
 }
 
 /// Walks the control messages in `control`, the part that the kernel filled.
 ///
 /// The layout is `struct cmsghdr` of `include/linux/socket.h`: a length that counts the header,
-/// level, type, data; the next one starts at the next multiple of the word size.
-pub(super) fn parse(control: &[u8]) -> Received {
+/// level, type, data; the next one starts at the next multiple of the word size. Of two messages of
+/// one type the later holds.
+#[must_use]
+pub fn parse(control: &[u8]) -> Received {
     const HEADER: usize = size_of::<cmsghdr>();
     const WORD: usize = size_of::<usize>();
     let mut received = Received::default();

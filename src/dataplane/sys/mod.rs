@@ -6,7 +6,7 @@
 
 pub mod checksum;
 pub mod clock;
-mod cmsg;
+pub mod cmsg;
 pub mod inherited;
 pub mod poll;
 pub mod receive;
