@@ -3,8 +3,9 @@
 // clippy.toml allows panics only in `#[test]` functions.
 #![allow(clippy::unwrap_used)]
 
+// Some of it is there for tests/differential only.
 #[path = "../fuzz/src/lib.rs"]
-#[allow(unreachable_pub, clippy::unwrap_used, clippy::expect_used)]
+#[allow(dead_code, unreachable_pub, unused_imports, clippy::unwrap_used, clippy::expect_used)]
 mod targets;
 
 use std::fs;

@@ -1,16 +1,23 @@
-//! Trains of packets from a script of bytes, merged and cut again.
+//! Trains of packets, merged and cut again.
 
 use std::collections::BTreeMap;
 
-use etherparse::{IpNumber, Ipv4Header, TcpHeader, UdpHeader};
 use flanneld::dataplane::offload::coalesce::{Coalescer, Head, MergeCaps, Pushed};
 use flanneld::dataplane::offload::span::Span;
 use flanneld::dataplane::offload::virtio::{GsoKind, VirtioNetHdr};
 
 use super::packets::{assert_complete, cut_all};
+use super::script::Script;
 
-const MAX_PACKETS: usize = 300;
-const MAX_SLAB_BYTES: usize = 1 << 18;
+/// What is written to the TUN at once: a packet, or several that were merged.
+pub struct Merged {
+    /// The virtio header in front.
+    pub hdr: VirtioNetHdr,
+    /// The packet or superpacket.
+    pub bytes: Vec<u8>,
+    /// How many packets it stands for.
+    pub packets: usize,
+}
 
 /// Merges a batch: every packet comes out once and unchanged, each flow in its order, no fragment
 /// passes a packet that it may belong to, and what was merged is complete.
@@ -18,47 +25,51 @@ pub fn coalesce(data: &[u8]) -> bool {
     let Some((first, script)) = data.split_first() else { return false };
     let caps = MergeCaps { tcp: first & 1 != 0, udp: first & 2 != 0 };
     let before = Script::new(first & 4 != 0).play(script);
-    let mut slab = Vec::new();
-    let mut coalescer = Coalescer::new(caps, before.len());
-    let spans: Vec<Span> = before
-        .iter()
-        .map(|packet| {
-            slab.extend_from_slice(packet);
-            Span::new((slab.len() - packet.len()) as u32, packet.len() as u32)
-        })
-        .collect();
-    for span in spans {
-        assert_ne!(coalescer.push(&slab, span), Pushed::Full);
-    }
-    coalescer.finish(&slab);
-
+    let merged = merge(&before, caps);
     let mut after = Vec::new();
-    for item in coalescer.items() {
-        let hdr = VirtioNetHdr::parse(&item.vnet_hdr);
-        let mut packet = match item.head {
-            Head::Slab(span) => span.of(&slab).to_vec(),
-            Head::Arena(span) => span.of(coalescer.arena()).to_vec(),
-        };
-        item.bodies().for_each(|body| packet.extend_from_slice(body.of(&slab)));
-        assert_eq!(packet.len(), item.total_bytes as usize);
-        if item.packets == 1 {
-            assert_eq!(hdr, VirtioNetHdr::NONE);
-            after.push(packet);
+    for Merged { hdr, bytes, packets } in &merged {
+        if *packets == 1 {
+            assert_eq!(*hdr, VirtioNetHdr::NONE);
+            after.push(bytes.clone());
             continue;
         }
         match hdr.kind() {
             Ok(GsoKind::Tcp4) => assert!(caps.tcp),
-            Ok(GsoKind::UdpL4) => assert!(caps.udp && item.packets <= 64),
+            Ok(GsoKind::UdpL4) => assert!(caps.udp && *packets <= 64),
             other => panic!("a merged item of kind {other:?}"),
         }
-        let segments = cut_all(&packet, &hdr, u16::MAX);
-        assert_eq!(segments.len(), usize::from(item.packets));
+        let segments = cut_all(bytes, hdr, u16::MAX);
+        assert_eq!(segments.len(), *packets);
         segments.iter().for_each(|segment| assert_complete(segment));
         after.extend(segments);
     }
     assert_same_flows(&before, &after);
     assert_fragments_stay(&before, &after);
-    coalescer.items().len() < before.len()
+    merged.len() < before.len()
+}
+
+/// Merges one batch of packets.
+pub fn merge(packets: &[Vec<u8>], caps: MergeCaps) -> Vec<Merged> {
+    let slab = packets.concat();
+    let mut coalescer = Coalescer::new(caps, packets.len());
+    let mut offset = 0;
+    for packet in packets {
+        let len = packet.len() as u32;
+        assert_ne!(coalescer.push(&slab, Span::new(offset, len)), Pushed::Full);
+        offset += len;
+    }
+    coalescer.finish(&slab);
+    let merged = coalescer.items().map(|item| {
+        let mut bytes = match item.head {
+            Head::Slab(span) => span.of(&slab).to_vec(),
+            Head::Arena(span) => span.of(coalescer.arena()).to_vec(),
+        };
+        item.bodies().for_each(|body| bytes.extend_from_slice(body.of(&slab)));
+        assert_eq!(bytes.len(), item.total_bytes as usize);
+        let hdr = VirtioNetHdr::parse(&item.vnet_hdr);
+        Merged { hdr, bytes, packets: item.packets.into() }
+    });
+    merged.collect()
 }
 
 /// Protocol and addresses; and the ports where they can be told.
@@ -78,13 +89,34 @@ fn kin(packet: &[u8]) -> [u8; 9] {
     kin
 }
 
-fn assert_same_flows(before: &[Vec<u8>], after: &[Vec<u8>]) {
+/// Panics unless both hold the same packets, those of each flow in the same order.
+pub fn assert_same_flows(before: &[Vec<u8>], after: &[Vec<u8>]) {
     let by_flow = |packets: &[Vec<u8>]| {
         let mut flows: BTreeMap<Vec<u8>, Vec<Vec<u8>>> = BTreeMap::new();
         packets.iter().for_each(|p| flows.entry(key(p)).or_default().push(comparable(p)));
         flows
     };
-    assert_eq!(by_flow(before), by_flow(after));
+    let (before, after) = (by_flow(before), by_flow(after));
+    assert!(before.keys().eq(after.keys()), "flows {:?}, not {:?}", after.keys(), before.keys());
+    before.values().zip(after.values()).for_each(|(before, after)| assert_same(before, after));
+}
+
+/// Panics unless both hold the same packets, in whatever order.
+pub fn assert_same_packets(before: &[Vec<u8>], after: &[Vec<u8>]) {
+    let sorted = |packets: &[Vec<u8>]| {
+        let mut packets: Vec<_> = packets.iter().map(|p| comparable(p)).collect();
+        packets.sort();
+        packets
+    };
+    assert_same(&sorted(before), &sorted(after));
+}
+
+fn assert_same(before: &[Vec<u8>], after: &[Vec<u8>]) {
+    // One by one: nobody reads a message of two hundred packets.
+    for (number, (before, after)) in before.iter().zip(after).enumerate() {
+        assert_eq!(before, after, "packet {number}");
+    }
+    assert_eq!(before.len(), after.len());
 }
 
 /// Without what may change: the identification of a packet that must not be fragmented.
@@ -104,155 +136,5 @@ fn assert_fragments_stay(before: &[Vec<u8>], after: &[Vec<u8>]) {
     };
     for fragment in before.iter().filter(|p| p.len() >= 28 && p[6] & 0x20 != 0 && p[0] == 0x45) {
         assert_eq!(place(before, fragment), place(after, fragment));
-    }
-}
-
-/// The state of four flows while a script is played.
-struct Script {
-    flows: [Flow; 4],
-    dont_fragment: bool,
-    serial: u32,
-}
-
-#[derive(Clone, Copy)]
-struct Flow {
-    udp: bool,
-    port: u16,
-    host: u8,
-    id: u16,
-    seq: u32,
-    window: u16,
-    tos: u8,
-}
-
-impl Script {
-    fn new(dont_fragment: bool) -> Self {
-        let flow = |number: u8| Flow {
-            udp: number & 1 != 0,
-            port: 1000,
-            host: number / 2,
-            id: 0xffe0,
-            seq: u32::MAX - 5000,
-            window: 501,
-            tos: 0,
-        };
-        Self { flows: [flow(0), flow(1), flow(2), flow(3)], dont_fragment, serial: 0 }
-    }
-
-    /// Three bytes say what comes next: flow and kind, size, how many.
-    fn play(mut self, mut script: &[u8]) -> Vec<Vec<u8>> {
-        let (mut packets, mut bytes) = (Vec::new(), 0);
-        while let Some(([op, size, count], rest)) = script.split_first_chunk::<3>() {
-            script = rest;
-            let (flow, kind) = (usize::from(op & 3), op >> 2 & 15);
-            if kind == 15 {
-                let (raw, rest) = script.split_at(script.len().min(usize::from(*size)));
-                script = rest;
-                packets.push(raw.to_vec());
-                continue;
-            }
-            for _ in 0..=count % 80 {
-                let packet = self.packet(flow, kind, usize::from(*size) * 5, *size);
-                bytes += packet.len();
-                if packets.len() >= MAX_PACKETS || bytes > MAX_SLAB_BYTES {
-                    return packets;
-                }
-                packets.push(packet);
-            }
-        }
-        packets
-    }
-
-    fn packet(&mut self, flow: usize, kind: u8, size: usize, byte: u8) -> Vec<u8> {
-        const ACK: u8 = 0x10;
-        const PSH: u8 = 0x08;
-        self.serial += 1;
-        let flow = &mut self.flows[flow];
-        // No two packets are alike, so that a swapped pair is seen.
-        let payload: Vec<u8> =
-            (0..size).map(|i| (i as u32 ^ self.serial.rotate_left(i as u32 % 24)) as u8).collect();
-        let (mut flags, mut body, mut options) = (ACK, &payload[..], [1, 1, 8, 10].to_vec());
-        match kind {
-            1 => flags |= PSH,
-            2 => flags = byte,
-            3 => body = &[],
-            4 => flow.window = flow.window.wrapping_add(1),
-            5 => flow.seq = flow.seq.wrapping_add(700),
-            6 => flow.tos = byte,
-            7 => flow.id = flow.id.wrapping_add(byte.into()),
-            8 => flow.port = 1000 + u16::from(byte % 3),
-            9 => options = vec![1; usize::from(byte % 10) * 4],
-            _ => {}
-        }
-        let header = if flow.udp { flow.udp(body) } else { flow.tcp(flags, &options, body) };
-        let mut ip = Ipv4Header::new(
-            (header.len() + body.len()) as u16,
-            62,
-            if flow.udp { IpNumber::UDP } else { IpNumber::TCP },
-            flow.source(),
-            DESTINATION,
-        )
-        .expect("it fits");
-        ip.identification = flow.id;
-        ip.dont_fragment = self.dont_fragment;
-        ip.more_fragments = kind == 10;
-        ip.dscp = (flow.tos >> 2).try_into().expect("six bits");
-        ip.ecn = (flow.tos & 3).try_into().expect("two bits");
-        if kind == 11 {
-            ip.options = [1, 1, 1, 1].into();
-        }
-        ip.header_checksum = ip.calc_header_checksum();
-        flow.id = flow.id.wrapping_add(1);
-        flow.seq = flow.seq.wrapping_add(body.len() as u32);
-        let mut packet = [&ip.to_bytes()[..], &header, body].concat();
-        match kind {
-            12 => *packet.last_mut().expect("it has a header") ^= 0x40,
-            13 => packet.push(byte),
-            14 if flow.udp => packet[26..28].fill(0),
-            _ => {}
-        }
-        packet
-    }
-}
-
-const DESTINATION: [u8; 4] = [10, 5, 2, 3];
-
-impl Flow {
-    fn source(&self) -> [u8; 4] {
-        [10, 5, 1, self.host]
-    }
-
-    fn udp(&self, body: &[u8]) -> Vec<u8> {
-        UdpHeader::with_ipv4_checksum(self.port, 53, &self.ip(IpNumber::UDP), body)
-            .expect("it fits")
-            .to_bytes()
-            .to_vec()
-    }
-
-    fn tcp(&self, flags: u8, options: &[u8], body: &[u8]) -> Vec<u8> {
-        let mut tcp = TcpHeader::new(self.port, 80, self.seq, self.window);
-        tcp.acknowledgment_number = 7;
-        let padded = [options, &[0; 8][..if options.len() == 4 { 8 } else { 0 }]].concat();
-        tcp.set_options_raw(&padded).expect("at most 40 bytes");
-        let bits = [
-            &mut tcp.fin,
-            &mut tcp.syn,
-            &mut tcp.rst,
-            &mut tcp.psh,
-            &mut tcp.ack,
-            &mut tcp.urg,
-            &mut tcp.ece,
-            &mut tcp.cwr,
-        ];
-        for (number, bit) in bits.into_iter().enumerate() {
-            *bit = flags >> number & 1 != 0;
-        }
-        tcp.checksum = tcp.calc_checksum_ipv4(&self.ip(IpNumber::TCP), body).expect("it fits");
-        tcp.to_bytes().to_vec()
-    }
-
-    /// What the checksums need of the IP header.
-    fn ip(&self, protocol: IpNumber) -> Ipv4Header {
-        Ipv4Header::new(0, 62, protocol, self.source(), DESTINATION).expect("it fits")
     }
 }

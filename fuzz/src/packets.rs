@@ -186,7 +186,7 @@ fn plain_packets(superpacket: &[u8], mss: usize) -> Vec<Vec<u8>> {
 }
 
 /// The packets that a superpacket stands for. Panics if it cannot be cut.
-pub(crate) fn cut_all(packet: &[u8], hdr: &VirtioNetHdr, mtu: u16) -> Vec<Vec<u8>> {
+pub fn cut_all(packet: &[u8], hdr: &VirtioNetHdr, mtu: u16) -> Vec<Vec<u8>> {
     let superpacket = Superpacket::parse(packet, hdr, mtu).expect("it can be cut");
     let mut arena = HeaderArena::new(superpacket.headers_bytes());
     let mut datagrams = Vec::new();

@@ -54,7 +54,6 @@ pub struct Received {
 /// The layout is `struct cmsghdr` of `include/linux/socket.h`: a length that counts the header,
 /// level, type, data; the next one starts at the next multiple of the word size. Of two messages of
 /// one type the later holds.
-#[must_use]
 pub fn parse(control: &[u8]) -> Received {
     const HEADER: usize = size_of::<cmsghdr>();
     const WORD: usize = size_of::<usize>();
