@@ -61,12 +61,16 @@ install_build_tools() {
     install_missing protoc:protobuf-compiler cc:gcc
 }
 
-# Into target/, so that nothing is left elsewhere.
-install_cargo_deb() {
+install_cargo_deb() { install_cargo_tool cargo-deb '^3.8'; }
+
+install_cargo_fuzz() { install_cargo_tool cargo-fuzz '^0.13'; }
+
+# install_cargo_tool NAME VERSION: into target/, so that nothing is left elsewhere.
+install_cargo_tool() {
     PATH=$PATH:$ROOT/target/tools/bin
-    command -v cargo-deb >/dev/null && return
-    step "Building cargo-deb"
-    cargo install cargo-deb --version '^3.8' --locked --quiet --root "$ROOT/target/tools" </dev/null
+    command -v "$1" >/dev/null && return
+    step "Building $1"
+    cargo install "$1" --version "$2" --locked --quiet --root "$ROOT/target/tools" </dev/null
 }
 
 # The binary that is on PyPI: building it takes minutes.

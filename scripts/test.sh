@@ -67,19 +67,7 @@ if [[ $# -eq 0 ]]; then
     run scripts/static.sh dev
     run target/static/flanneld --version
 
-    # Into target/, so that nothing is left elsewhere.
-    PATH=$PATH:$ROOT/target/tools/bin
-    if ! command -v cargo-fuzz >/dev/null; then
-        step "Building cargo-fuzz"
-        cargo install cargo-fuzz --version '^0.13' --locked --quiet --root "$ROOT/target/tools" </dev/null
-    fi
-    step "Each fuzz target, ten seconds"
-    for target in $(cargo fuzz list); do
-        mkdir -p "fuzz/corpus/$target"
-        # The flags of the sanitizers are unstable, the toolchain is stable.
-        RUSTC_BOOTSTRAP=1 run cargo fuzz run "$target" "fuzz/corpus/$target" "fuzz/seeds/$target" \
-            -- -max_total_time=10 -verbosity=0 -print_final_stats=1
-    done
+    run scripts/fuzz.sh
 fi
 
 # One line for people and for CI, over all test programs.
