@@ -1,27 +1,22 @@
 //! The counters of the data path.
 //!
-//! Each counter has one writer, the thread that it belongs to, so counting is a plain load and
-//! store; anybody may read. What one thread writes lies on cache lines of its own.
+//! The pairs of threads share them, so counting is one atomic addition. It orders nothing: anybody
+//! may read, and no counter tells anything about another. The two directions lie on cache lines of
+//! their own.
 #![forbid(unsafe_code)]
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
-/// A counter with a single writing thread.
+/// A counter that any thread may add to.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
 
 impl Counter {
-    /// Adds; only the owning thread may call this.
+    /// Adds; wraps around.
     #[inline]
     pub fn add(&self, n: u64) {
-        self.0.store(self.0.load(Relaxed).wrapping_add(n), Relaxed);
-    }
-
-    /// Replaces the value; only the owning thread may call this.
-    #[inline]
-    pub fn set(&self, n: u64) {
-        self.0.store(n, Relaxed);
+        self.0.fetch_add(n, Relaxed);
     }
 
     /// The value now.
@@ -95,7 +90,7 @@ impl Drop {
     }
 }
 
-/// Counters of one direction's thread.
+/// Counters of one direction's threads.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub struct DirectionStats {
