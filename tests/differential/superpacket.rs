@@ -6,14 +6,14 @@ use etherparse::{IpNumber, Ipv4Header, TcpHeader, UdpHeader};
 use flanneld::dataplane::offload::limits::{IP_MAX_BYTES, UDP_MAX_SEGMENTS};
 use flanneld::dataplane::offload::virtio::VirtioNetHdr;
 use rand::rngs::StdRng;
-use rand::{Rng, RngExt};
+use rand::{Rng, RngExt, SeedableRng};
 
 use crate::router::MTU;
 
 /// The smallest segments that Linux sends: `net.ipv4.tcp_min_snd_mss`.
 const MIN_MSS: usize = 48;
 
-/// What is random of a superpacket but its payload.
+/// What is random of a superpacket; its payload follows from it.
 #[derive(Clone, Debug)]
 pub(crate) struct Superpacket {
     udp: bool,
@@ -30,7 +30,7 @@ pub(crate) struct Superpacket {
     window: u16,
     urgent: u16,
     mss: usize,
-    payload: Vec<u8>,
+    payload_bytes: usize,
 }
 
 impl Superpacket {
@@ -45,8 +45,6 @@ impl Superpacket {
         let mss = rng.random_range(MIN_MSS..=most);
         let most = if udp { mss * UDP_MAX_SEGMENTS } else { IP_MAX_BYTES };
         let most = most.min(IP_MAX_BYTES - headers);
-        let mut payload = vec![0; rng.random_range(1..=most)];
-        rng.fill_bytes(&mut payload);
         Superpacket {
             udp,
             tos: rng.random(),
@@ -62,13 +60,15 @@ impl Superpacket {
             window: rng.random(),
             urgent: rng.random(),
             mss,
-            payload,
+            payload_bytes: rng.random_range(1..=most),
         }
     }
 
     /// The bytes, the checksum of the transport header being that of the pseudo header.
     pub(crate) fn build(&self) -> (Vec<u8>, VirtioNetHdr) {
         const NO_OPERATION: [u8; 40] = [1; 40];
+        let mut payload = vec![0; self.payload_bytes];
+        StdRng::seed_from_u64(self.seq.into()).fill_bytes(&mut payload);
         let protocol = if self.udp { IpNumber::UDP } else { IpNumber::TCP };
         let mut ip = Ipv4Header::new(0, self.ttl, protocol, [10, 5, 1, 2], [10, 5, 2, 3]).unwrap();
         ip.dscp = (self.tos >> 2).try_into().unwrap();
@@ -80,7 +80,7 @@ impl Superpacket {
 
         let [from, to] = self.ports;
         let (mut transport, csum_offset) = if self.udp {
-            let udp = UdpHeader::without_ipv4_checksum(from, to, self.payload.len()).unwrap();
+            let udp = UdpHeader::without_ipv4_checksum(from, to, payload.len()).unwrap();
             (udp.to_bytes().to_vec(), 6)
         } else {
             let mut tcp = TcpHeader::new(from, to, self.seq, self.window);
@@ -92,7 +92,7 @@ impl Superpacket {
             (bytes, 16)
         };
         let headers = at + transport.len() as u16;
-        let len = transport.len() + self.payload.len();
+        let len = transport.len() + payload.len();
         let pseudo = Sum16BitWords::new()
             .add_4bytes(ip.source)
             .add_4bytes(ip.destination)
@@ -104,7 +104,7 @@ impl Superpacket {
         ip.set_payload_len(len).unwrap();
         ip.header_checksum = ip.calc_header_checksum();
 
-        let packet = [&ip.to_bytes()[..], &transport, &self.payload].concat();
+        let packet = [&ip.to_bytes()[..], &transport, &payload].concat();
         (packet, self.hdr(at, headers, csum_offset as u16))
     }
 
