@@ -155,6 +155,8 @@ async fn that_is_away_as_a_whole_is_silence() {
     let error = store.create(&subnet("10.5.1.0-24"), &attrs("10.4.7.21"), LEASE_TTL).await;
     assert!(matches!(error, Err(StoreError::Unreachable { .. })), "{error:?}");
     assert!(!dir.path().exists(), "nothing is made where something should be mounted");
+    let error = store.config().await;
+    assert!(matches!(error, Err(StoreError::Unreachable { .. })), "{error:?}");
     let quiet = tokio::time::timeout(Duration::from_secs(1), watch.recv()).await;
     assert!(quiet.is_err(), "{quiet:?}");
     fs::rename(&away, dir.path()).unwrap();

@@ -81,6 +81,10 @@ impl SubnetStore for DirectoryStore {
             let path = files.config();
             match read(&path) {
                 Ok(text) => Ok(String::from_utf8_lossy(&text).into_owned()),
+                Err(ReadError::Missing) if !files.root().is_dir() => {
+                    let reason = "the directory is not there; is it mounted?".to_owned();
+                    Err(StoreError::Unreachable { store: files.describe(), reason })
+                }
                 Err(ReadError::Missing) => {
                     Err(StoreError::NoConfig { key: path.display().to_string() })
                 }
