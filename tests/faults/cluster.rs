@@ -5,7 +5,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use crate::support::daemon::{Daemon, PATIENCE};
-use crate::support::lab::{CONFIG, Lab};
+use crate::support::lab::{CONFIG, Lab, LabHost};
 use crate::support::leases::lease_value;
 use crate::support::running::{Outcome, Traffic};
 use crate::support::traffic::End;
@@ -216,6 +216,11 @@ impl Cluster {
         let running = self.run();
         let over = fault();
         self.finish_since(over, case, running, &[]);
+    }
+
+    /// Packets so far that the kernel of any host had no room for.
+    pub(crate) fn dropped_by_kernel(&self) -> u64 {
+        self.lab.hosts()[..2].iter().map(LabHost::dropped_by_kernel).sum()
     }
 
     /// What `ip` says about the device of a host: flags, addresses, route.

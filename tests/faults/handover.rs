@@ -44,21 +44,6 @@ impl Managed {
         self.managers[host].wait_kept("udp", receivers);
     }
 
-    /// Packets of both hosts that the kernel had no room for.
-    fn dropped_by_kernel(&self) -> u64 {
-        let figure = |host: usize, command: &str| -> u64 {
-            self.cluster.lab.host(host).netns.exec(command).trim().parse().unwrap()
-        };
-        let no_room = r#"awk $1=="Udp:"&&$6~/^[0-9]+$/{print$6} /proc/net/snmp"#;
-        [0, 1]
-            .into_iter()
-            .map(|host| {
-                figure(host, "cat /sys/class/net/flannel0/statistics/tx_dropped")
-                    + figure(host, no_room)
-            })
-            .sum()
-    }
-
     fn traffic_flows(&self) {
         ping(self.cluster.pod(0).netns, self.cluster.pod(1).address, 2, "").unwrap();
         tcp_transfer(self.cluster.pod(0), self.cluster.pod(1), 1_000_000);
@@ -73,7 +58,7 @@ fn a_planned_restart_loses_no_packet() {
     }
     let mut managed = Managed::new();
     let traffic = managed.cluster.traffic();
-    let dropped = managed.dropped_by_kernel();
+    let dropped = managed.cluster.dropped_by_kernel();
     // Those that send probes wait in the device of host 0, then in the sockets of host 1.
     for host in [0, 1, 0, 1] {
         let ended = managed.cluster.take(host).stop();
@@ -86,7 +71,7 @@ fn a_planned_restart_loses_no_packet() {
     traffic.wait_for_all_streams();
     let outcome = traffic.stop();
     report(test, outcome.longest_gap, &outcome);
-    let dropped = managed.dropped_by_kernel() - dropped;
+    let dropped = managed.cluster.dropped_by_kernel() - dropped;
     assert!(outcome.probes_sent - outcome.probes_received <= dropped, "{outcome:?}, {dropped}");
     assert_eq!(outcome.probes_doubled, 0);
 }

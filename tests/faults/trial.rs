@@ -28,6 +28,7 @@ pub(crate) struct Trial {
     pub(crate) relays: Vec<Relay>,
     traffic: Traffic,
     lines: [usize; 2],
+    dropped_before: u64,
 }
 
 /// Whether the test may run. Says so loudly if not.
@@ -52,7 +53,8 @@ impl Trial {
         let cluster = Cluster::on_etcd(lab, flags.collect());
         let traffic = cluster.traffic();
         let lines = PAIR.map(|host| troubles(&cluster.daemon(host).log()));
-        Trial { test, etcd, cluster, relays, traffic, lines }
+        let dropped_before = cluster.dropped_by_kernel();
+        Trial { test, etcd, cluster, relays, traffic, lines, dropped_before }
     }
 
     /// A host's subnet as its key names it, and the host's address.
@@ -83,11 +85,14 @@ impl Trial {
             let (subnet, address) = self.lease(host);
             self.etcd.wait_for_renewal(&subnet, address).await;
         }
-        let Trial { test, mut cluster, traffic, lines, .. } = self;
+        let Trial { test, mut cluster, traffic, lines, dropped_before, .. } = self;
         traffic.wait_for_all_streams();
         let outcome = traffic.stop();
         report(test, outcome.longest_gap, &outcome);
-        assert_eq!(outcome.probes_received, outcome.probes_sent, "{outcome:?}");
+        // A machine that is busy for long may have no room for all that waits meanwhile.
+        let dropped = cluster.dropped_by_kernel() - dropped_before;
+        let lost = outcome.probes_sent - outcome.probes_received;
+        assert!(lost <= dropped, "{outcome:?}, {dropped} dropped by the kernel");
         for host in PAIR {
             let log = cluster.daemon(host).log();
             let peer = cluster.lab.host(1 - host).lease().replace('-', "/");

@@ -14,6 +14,8 @@ pub(crate) struct Fault {
     pub(crate) name: &'static str,
     /// Whether another process carries on afterwards.
     pub(crate) restarts: bool,
+    /// Whether a kernel or a daemon has no route meanwhile, and tells so by ICMP.
+    pub(crate) unreachable: bool,
     /// Does it to the host of that number.
     pub(crate) begin: fn(&Overlay, usize),
     /// Takes it back after a while; none, if the daemon does that at once.
@@ -25,12 +27,14 @@ pub(crate) static FAULTS: [Fault; 13] = [
     Fault {
         name: "daemon killed",
         restarts: true,
+        unreachable: false,
         begin: |overlay, host| drop(overlay.take(host).kill9()),
         end: Some(Overlay::spawn),
     },
     Fault {
         name: "daemon stopped",
         restarts: true,
+        unreachable: false,
         begin: |overlay, host| {
             let ended = overlay.take(host).stop();
             assert!(ended.status.success(), "{:?}\n{}", ended.status, ended.log);
@@ -40,30 +44,35 @@ pub(crate) static FAULTS: [Fault; 13] = [
     Fault {
         name: "daemon stands still",
         restarts: false,
+        unreachable: false,
         begin: |overlay, host| signal(overlay, host, Signal::STOP),
         end: Some(|overlay, host| signal(overlay, host, Signal::CONT)),
     },
     Fault {
         name: "flannel0 deleted",
         restarts: false,
+        unreachable: true,
         begin: |overlay, host| ip(overlay, host, "link delete flannel0"),
         end: None,
     },
     Fault {
         name: "flannel0 down",
         restarts: false,
+        unreachable: true,
         begin: |overlay, host| ip(overlay, host, "link set flannel0 down"),
         end: None,
     },
     Fault {
         name: "address removed",
         restarts: false,
+        unreachable: true,
         begin: |overlay, host| ip(overlay, host, "-4 addr flush dev flannel0"),
         end: None,
     },
     Fault {
         name: "route removed",
         restarts: false,
+        unreachable: true,
         begin: |overlay, host| {
             ip(overlay, host, &format!("route delete {NETWORK} dev flannel0"));
         },
@@ -72,6 +81,7 @@ pub(crate) static FAULTS: [Fault; 13] = [
     Fault {
         name: "MTU lowered",
         restarts: false,
+        unreachable: false,
         begin: |overlay, host| ip(overlay, host, "link set flannel0 mtu 1000"),
         // Hosts and pods remember a path's MTU for ten minutes, and refuse longer segments.
         end: Some(|overlay, _| overlay.forget_paths()),
@@ -79,6 +89,7 @@ pub(crate) static FAULTS: [Fault; 13] = [
     Fault {
         name: "eth0 down",
         restarts: false,
+        unreachable: true,
         begin: |overlay, host| ip(overlay, host, "link set eth0 down"),
         end: Some(|overlay, host| {
             ip(overlay, host, "link set eth0 up");
@@ -89,12 +100,14 @@ pub(crate) static FAULTS: [Fault; 13] = [
     Fault {
         name: "port blocked one way",
         restarts: false,
+        unreachable: false,
         begin: |overlay, host| block(overlay, host, "udp dport 8285 drop"),
         end: Some(unblock),
     },
     Fault {
         name: "30 % lost",
         restarts: false,
+        unreachable: false,
         begin: |overlay, host| {
             block(overlay, host, "udp dport 8285 numgen random mod 10 < 3 drop");
         },
@@ -103,12 +116,14 @@ pub(crate) static FAULTS: [Fault; 13] = [
     Fault {
         name: "store hidden",
         restarts: false,
+        unreachable: false,
         begin: |overlay, _| overlay.store().hide(),
         end: Some(|overlay, _| overlay.store().show()),
     },
     Fault {
         name: "own lease deleted",
         restarts: false,
+        unreachable: true,
         begin: |overlay, host| fs::remove_file(overlay.lease(host)).unwrap(),
         end: None,
     },

@@ -202,7 +202,7 @@ fn a_datagram_lost_before_a_fault_is_not_excused() {
     let (stop, windows) = (Stop::default(), Windows::default());
     let counts = relayed(&windows, &stop, |number, _| {
         if number == 4 * SPOILT {
-            windows.open();
+            windows.open(false);
             stop.set();
         }
         number != SPOILT && number != 4 * SPOILT

@@ -88,7 +88,7 @@ impl Storm<'_> {
         };
         while let Some((kind, host, lasts)) = wait() {
             self.judge_quiet(&refused)?;
-            self.windows.open();
+            self.windows.open(FAULTS[kind].unreachable);
             let before = self.overlay.drops();
             let (recovery, gap) = self.strike(tally.count(), &FAULTS[kind], host, lasts, &healthy);
             tally.drops += self.overlay.drops() - before;

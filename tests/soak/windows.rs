@@ -12,12 +12,13 @@ struct Window {
     from: Instant,
     /// None as long as it is open.
     until: Option<Instant>,
+    unreachable: bool,
 }
 
 impl Windows {
-    /// Before a fault begins.
-    pub(crate) fn open(&self) {
-        self.0.lock().unwrap().push(Window { from: Instant::now(), until: None });
+    /// Before a fault begins, of which some hosts may be told that others are `unreachable`.
+    pub(crate) fn open(&self, unreachable: bool) {
+        self.0.lock().unwrap().push(Window { from: Instant::now(), until: None, unreachable });
     }
 
     /// Once everything has recovered from it.
@@ -29,9 +30,18 @@ impl Windows {
 
     /// Whether a fault may have harmed what was under way between those two.
     pub(crate) fn explain(&self, from: Instant, until: Instant) -> bool {
+        self.any(from, until, |_| true)
+    }
+
+    /// Whether somebody may have been told then that a host is unreachable.
+    pub(crate) fn explain_unreachable(&self, from: Instant, until: Instant) -> bool {
+        self.any(from, until, |window| window.unreachable)
+    }
+
+    fn any(&self, from: Instant, until: Instant, which: impl Fn(&Window) -> bool) -> bool {
         let before = |window: &Window| window.until.is_some_and(|end| end < from);
         let windows = self.0.lock().unwrap();
-        windows.iter().any(|window| window.from <= until && !before(window))
+        windows.iter().any(|window| which(window) && window.from <= until && !before(window))
     }
 }
 
@@ -44,10 +54,11 @@ mod tests {
         let windows = Windows::default();
         let before = Instant::now();
         assert!(!windows.explain(before, Instant::now()));
-        windows.open();
+        windows.open(false);
         let during = Instant::now();
         assert!(windows.explain(before, during));
         assert!(windows.explain(during, Instant::now()));
+        assert!(!windows.explain_unreachable(during, Instant::now()));
         windows.close();
         while Instant::now() <= windows.0.lock().unwrap()[0].until.unwrap() {}
         let after = Instant::now();
