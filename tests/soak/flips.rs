@@ -11,7 +11,7 @@ use socket2::SockRef;
 
 use crate::DATAGRAMS;
 use crate::datagram::{Ledger, NUMBERED_BYTES, Sequence};
-use crate::flow::{self, Carrier, Flight};
+use crate::flow::{self, Carrier, Flight, UNDER_WAY};
 use crate::pattern::{PIECE_BYTES, Pattern, Wrong};
 use crate::stop::Stop;
 use crate::stream::{Flow, STYLES};
@@ -200,12 +200,17 @@ fn a_byte_flipped_on_its_way_spoils_one_datagram() {
 #[test]
 fn a_datagram_lost_before_a_fault_is_not_excused() {
     let (stop, windows) = (Stop::default(), Windows::default());
+    let later = 40 * SPOILT;
     let counts = relayed(&windows, &stop, |number, _| {
-        if number == 4 * SPOILT {
+        if number == SPOILT {
+            // What was under way with it has landed, or is held for lost, before the fault.
+            thread::sleep(2 * UNDER_WAY);
+        }
+        if number == later {
             windows.open(false);
             stop.set();
         }
-        number != SPOILT && number != 4 * SPOILT
+        number != SPOILT && number != later
     });
     assert_eq!((counts.corrupt, counts.lost(), counts.excused), (0, 2, 1), "{counts:?}");
 }

@@ -25,7 +25,7 @@ const LOST_AFTER: Duration = Duration::from_millis(500);
 
 /// After so long, nothing that is not there is in a queue any more: a starved daemon may leave it there
 /// far longer than anybody waits, and then be killed.
-const UNDER_WAY: Duration = Duration::from_secs(2);
+pub(crate) const UNDER_WAY: Duration = Duration::from_secs(2);
 
 /// Bursts that begin within this time are told apart from later ones, but not from each other.
 const SPAN: Duration = Duration::from_millis(100);
