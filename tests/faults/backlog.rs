@@ -1,11 +1,14 @@
 //! A daemon that does not run while pods send.
 
+use std::fs;
 use std::net::SocketAddrV4;
+use std::time::Instant;
 
 use rustix::process::Signal;
 use socket2::SockRef;
 
 use crate::cluster::Cluster;
+use crate::support::daemon::PATIENCE;
 use crate::support::root_or_skip;
 use crate::support::traffic::tcp_transfer;
 
@@ -26,6 +29,16 @@ fn pods_cannot_fill_the_memory_while_the_daemon_stands_still() {
     };
     let before = figure("tx_dropped");
     cluster.daemon(0).signal(Signal::STOP);
+    let threads = format!("/proc/{}/task", cluster.daemon(0).pid());
+    let stands_still = || {
+        fs::read_dir(&threads).unwrap().all(|thread| {
+            fs::read_to_string(thread.unwrap().path().join("stat")).unwrap().contains(") T ")
+        })
+    };
+    let deadline = Instant::now() + PATIENCE;
+    while !stands_still() {
+        assert!(Instant::now() < deadline, "SIGSTOP stops nothing");
+    }
     // Twice what all queues hold, spread over them.
     let (flows, each) = (200, 2 * QUEUED_AT_MOST / 200);
     let sent: u64 = (0..flows)
