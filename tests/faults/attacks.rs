@@ -50,8 +50,7 @@ impl Cluster {
     /// Gives it a lease besides, so that it is a peer.
     fn make_attacker_a_peer(&self) {
         self.let_attacker_in();
-        let lease = format!("{}/subnets/172.7.198.0-24", self.store);
-        std::fs::write(lease, format!(r#"{{"PublicIP":"{ATTACKER}","PublicIPv6":null}}"#)).unwrap();
+        self.write_lease("172.7.198.0-24", &ATTACKER.to_string());
         for host in 0..2 {
             self.daemon(host).wait_log("172.7.198.0/24 at 10.4.7.1 is up", PATIENCE);
         }

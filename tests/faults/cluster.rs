@@ -1,5 +1,6 @@
 //! Two hosts or more with a pod each, and the daemons between them.
 
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -230,6 +231,19 @@ impl Cluster {
         text += &netns.ip("-4 addr show flannel0");
         text += &netns.ip("route show dev flannel0");
         text
+    }
+}
+
+/// Sends datagrams for a while, in bursts of 100: as fast as can be would take the CPU from the
+/// probes.
+pub(crate) fn flood(from: End<'_>, to: Ipv4Addr, lasts: Duration) {
+    let socket = from.netns.udp(SocketAddrV4::new(from.address, 0));
+    let until = Instant::now() + lasts;
+    while Instant::now() < until {
+        for _ in 0..100 {
+            let _ = socket.send_to(&[0; 512], SocketAddrV4::new(to, 9));
+        }
+        sleep(Duration::from_millis(5));
     }
 }
 

@@ -1,35 +1,20 @@
 //! A host loses its address, dies, or runs out of disk or memory.
 
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::PathBuf;
-use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, flood};
 use crate::support::admin::{self, HEALTHZ_FLAGS, until, wait_readyz};
 use crate::support::cgroup::MemoryCgroup;
 use crate::support::daemon::PATIENCE;
 use crate::support::root_or_skip;
-use crate::support::traffic::{End, ping};
+use crate::support::traffic::ping;
 
 /// What a daemon's memory may grow by while nothing of it is needed.
 const GROWTH_KIB: u64 = 4096;
-
-/// Sends datagrams for a while, in bursts of 100: as fast as can be would take the CPU from the
-/// probes.
-fn flood(from: End<'_>, to: Ipv4Addr, lasts: Duration) {
-    let socket = from.netns.udp(SocketAddrV4::new(from.address, 0));
-    let until = Instant::now() + lasts;
-    while Instant::now() < until {
-        for _ in 0..100 {
-            let _ = socket.send_to(&[0; 512], SocketAddrV4::new(to, 9));
-        }
-        sleep(Duration::from_millis(5));
-    }
-}
 
 #[test]
 fn an_address_that_goes_is_told_and_one_that_returns_is_used() {

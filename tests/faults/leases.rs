@@ -95,9 +95,7 @@ fn a_lease_that_another_host_has_is_left_to_it() {
         ping(&cluster.lab.host(0).netns, cluster.lab.host(host).tunnel().address, 2, "").unwrap();
     }
     cluster.finish(test, running, &[]);
-    for host in 0..4 {
-        assert_eq!(cluster.take(host).stop().status.code(), Some(0));
-    }
+    cluster.stop_all();
 }
 
 #[test]
@@ -124,9 +122,7 @@ fn a_second_host_with_the_same_public_address_is_told_once() {
     assert_eq!(cluster.daemon(1).count("somebody else wrote our lease"), 1);
     assert_eq!(cluster.daemon(1).count("moving to"), 0);
     cluster.finish(test, running, &[2]);
-    for host in 0..3 {
-        assert_eq!(cluster.take(host).stop().status.code(), Some(0));
-    }
+    cluster.stop_all();
 }
 
 /// One that lies inside of a host's subnet, and one that spans all hosts' subnets.

@@ -1,12 +1,11 @@
 //! The network below, and what the kernel gives, get worse for a while.
 
-use std::net::SocketAddrV4;
-use std::thread::sleep;
+use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit};
 
-use crate::cluster::{Cluster, FEW_LINES, report};
+use crate::cluster::{Cluster, FEW_LINES, flood, report};
 use crate::support::daemon::PATIENCE;
 use crate::support::root_or_skip;
 
@@ -44,8 +43,9 @@ fn a_third_of_the_datagrams_is_lost_for_a_while() {
         return;
     }
     let cluster = Cluster::new(&[]);
-    let rule = "udp dport 8285 numgen random mod 10 < 3 drop";
-    cluster.suffer(test, Duration::from_secs(3), || block(&cluster, rule), || unblock(&cluster));
+    let netns = &cluster.lab.host(1).netns;
+    let block = || netns.block("input", "udp dport 8285 numgen random mod 10 < 3");
+    cluster.suffer(test, Duration::from_secs(3), block, || netns.unblock());
 }
 
 #[test]
@@ -55,21 +55,9 @@ fn the_port_is_blocked_one_way_for_a_while() {
         return;
     }
     let cluster = Cluster::new(&[]);
-    let rule = "udp dport 8285 drop";
-    cluster.suffer(test, Duration::from_secs(2), || block(&cluster, rule), || unblock(&cluster));
-}
-
-/// Drops on arrival at host 1 what `rule` matches.
-pub(crate) fn block(cluster: &Cluster, rule: &str) {
     let netns = &cluster.lab.host(1).netns;
-    netns.exec("nft add table ip fault");
-    netns.exec("nft add chain ip fault in { type filter hook input priority -300 ; }");
-    netns.exec(&format!("nft add rule ip fault in {rule}"));
-}
-
-/// Undoes [`block`].
-pub(crate) fn unblock(cluster: &Cluster) {
-    cluster.lab.host(1).netns.exec("nft delete table ip fault");
+    let block = || netns.block("input", "udp dport 8285");
+    cluster.suffer(test, Duration::from_secs(2), block, || netns.unblock());
 }
 
 /// A host that died, with its lease still there: what is sent to it is lost, and nothing else.
@@ -80,21 +68,11 @@ fn a_flood_to_a_dead_peer_harms_nobody() {
         return;
     }
     let cluster = Cluster::new(&[]);
-    let lease = format!("{}/subnets/172.7.200.0-24", cluster.store);
-    std::fs::write(lease, r#"{"PublicIP":"10.4.7.99","PublicIPv6":null}"#).unwrap();
+    cluster.write_lease("172.7.200.0-24", "10.4.7.99");
     cluster.daemon(0).wait_log("172.7.200.0/24 at 10.4.7.99 is up", PATIENCE);
     let traffic = cluster.traffic();
     let lines = cluster.daemon(0).log().lines().count();
-    let pod = cluster.pod(0);
-    let socket = pod.netns.udp(SocketAddrV4::new(pod.address, 0));
-    let until = Instant::now() + Duration::from_secs(3);
-    while Instant::now() < until {
-        // In bursts of 100: as fast as can be would take the CPU from the probes.
-        for _ in 0..100 {
-            let _ = socket.send_to(&[0; 512], "172.7.200.9:9");
-        }
-        sleep(Duration::from_millis(5));
-    }
+    flood(cluster.pod(0), Ipv4Addr::new(172, 7, 200, 9), Duration::from_secs(3));
     let outcome = traffic.stop();
     report(test, outcome.longest_gap, &outcome);
     let more = cluster.daemon(0).log().lines().count() - lines;

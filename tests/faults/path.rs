@@ -4,7 +4,6 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use crate::cluster::Cluster;
-use crate::support::netns::Netns;
 use crate::support::root_or_skip;
 use crate::support::routed::RoutedPath;
 use crate::support::wire::{Harm, Wire};
@@ -59,8 +58,8 @@ fn corrupted_datagrams_reach_no_program() {
     let flips = [Harm::FlipBit, Harm::FlipBitUnseen, Harm::FlipBitWithoutChecksum];
     let cluster = by_a_wire_that(test, &flips.map(|flip| (flip, 1)));
     // The first kind is refused by the host's kernel, the others by the pod's.
-    assert_ne!(wrong_checksums(&cluster.lab.host(1).netns, "Udp:"), 0);
-    assert_ne!(wrong_checksums(cluster.pod(1).netns, "Tcp:"), 0);
+    assert_ne!(cluster.lab.host(1).netns.counters().of("Udp", "InCsumErrors"), 0);
+    assert_ne!(cluster.pod(1).netns.counters().of("Tcp", "InCsumErrors"), 0);
 }
 
 /// A path narrows while connections are open. They go on, and the pods learn what it carries.
@@ -93,13 +92,4 @@ fn a_path_narrows_and_routers_are_silent() {
     if root_or_skip(test) {
         by_a_path_that_narrows(test, false);
     }
-}
-
-/// Packets that the kernel dropped for their checksum.
-fn wrong_checksums(netns: &Netns, protocol: &str) -> u64 {
-    let snmp = netns.exec("cat /proc/net/snmp");
-    let mut lines = snmp.lines().filter_map(|line| line.strip_prefix(protocol));
-    let (names, values) = (lines.next().unwrap(), lines.next().unwrap());
-    let at = names.split_whitespace().position(|name| name == "InCsumErrors").unwrap();
-    values.split_whitespace().nth(at).unwrap().parse().unwrap()
 }

@@ -35,6 +35,18 @@ fn no_option(level: i32, option: i32) -> Refusal {
     Refusal::of_option(level, option, ENOPROTOOPT)
 }
 
+/// Of a socket, but for those that make rungs.
+fn no_lesser_options() -> [Refusal; 6] {
+    [
+        Refusal::of_option(libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, EPERM),
+        Refusal::of_option(libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, EPERM),
+        Refusal::of_option(libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, EPERM),
+        no_option(libc::SOL_SOCKET, libc::SO_RXQ_OVFL),
+        no_option(libc::SOL_IP, libc::IP_MTU_DISCOVER),
+        no_option(libc::SOL_IP, libc::IP_RECVFRAGSIZE),
+    ]
+}
+
 impl Cluster {
     /// Ends the daemon of host 1 as a crash would, and starts one that is refused all this.
     fn restart_without(&mut self, args: &[&str], refusals: &[Refusal]) {
@@ -120,15 +132,7 @@ fn sockets_that_can_less_carry_packets() {
     assert_eq!(cluster.daemon(1).count("cannot share UDP port"), 1);
     cluster.carries_without("no SO_REUSEPORT", &[]);
 
-    let lesser = [
-        Refusal::of_option(libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, EPERM),
-        Refusal::of_option(libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, EPERM),
-        Refusal::of_option(libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, EPERM),
-        no_option(libc::SOL_SOCKET, libc::SO_RXQ_OVFL),
-        no_option(libc::SOL_IP, libc::IP_MTU_DISCOVER),
-        no_option(libc::SOL_IP, libc::IP_RECVFRAGSIZE),
-    ];
-    cluster.restart_without(&[], &lesser);
+    cluster.restart_without(&[], &no_lesser_options());
     cluster.carries_without("nothing that sockets can do without", &[]);
     // Nobody reads the sockets that only send: what is sent to them must not take much memory.
     let netns = &cluster.lab.host(1).netns;
@@ -151,15 +155,10 @@ fn the_plain_loop_carries_packets() {
         no_option(libc::SOL_UDP, libc::UDP_SEGMENT),
         no_option(libc::SOL_UDP, libc::UDP_GRO),
         no_option(libc::SOL_SOCKET, libc::SO_REUSEPORT),
-        Refusal::of_option(libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, EPERM),
-        Refusal::of_option(libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, EPERM),
-        Refusal::of_option(libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, EPERM),
-        no_option(libc::SOL_SOCKET, libc::SO_RXQ_OVFL),
-        no_option(libc::SOL_IP, libc::IP_MTU_DISCOVER),
-        no_option(libc::SOL_IP, libc::IP_RECVFRAGSIZE),
         no_option(libc::SOL_NETLINK, libc::NETLINK_GET_STRICT_CHK),
         no_option(libc::SOL_NETLINK, libc::NETLINK_EXT_ACK),
     ];
+    let all = [all.as_slice(), &no_lesser_options()].concat();
     let off = [TUN.as_slice(), &UDP].concat();
     let mut cluster = refused(&all, || Cluster::new(&[]));
     cluster.carries_without("everything missing", &off);
@@ -235,12 +234,7 @@ fn sends_that_a_firewall_refuses_cost_themselves_only() {
     }
     let cluster = Cluster::new(&[]);
     let netns = &cluster.lab.host(0).netns;
-    let refuse = || {
-        netns.exec("nft add table ip fault");
-        netns.exec("nft add chain ip fault out { type filter hook output priority 0 ; }");
-        netns.exec("nft add rule ip fault out udp dport 8285 drop");
-    };
-    let accept = || drop(netns.exec("nft delete table ip fault"));
-    cluster.suffer(test, Duration::from_secs(2), refuse, accept);
+    let refuse = || netns.block("output", "udp dport 8285");
+    cluster.suffer(test, Duration::from_secs(2), refuse, || netns.unblock());
     assert!(refused_packets(&cluster, 0) > 0);
 }

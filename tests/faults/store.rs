@@ -6,7 +6,6 @@ use std::time::Duration;
 use etcd_client::CompactionOptions;
 use tokio::time::sleep;
 
-use crate::network::{block, unblock};
 use crate::support::daemon::PATIENCE;
 use crate::support::etcd::{Etcd, Security, etcdctl_or_skip};
 use crate::support::traffic::ping;
@@ -133,13 +132,14 @@ async fn a_host_without_etcd_learns_afterwards_what_it_missed() {
     trial.etcd.put_lease(OTHERS[0], OTHER).await;
     let [before, after] = OTHERS.map(|subnet| format!("peer {}", subnet.replace('-', "/")));
     trial.cluster.daemon(1).wait_log(&format!("{before} at {OTHER} is up"), PATIENCE);
-    block(&trial.cluster, &format!("tcp sport {} drop", trial.relays[1].address.port()));
+    let netns = &trial.cluster.lab.host(1).netns;
+    netns.block("input", &format!("tcp sport {}", trial.relays[1].address.port()));
     trial.etcd.remove_lease(OTHERS[0]).await;
     trial.etcd.put_lease(OTHERS[1], OTHER).await;
     trial.cluster.daemon(0).wait_log(&format!("{after} at {OTHER} is up"), PATIENCE);
     sleep(FAULT).await;
     assert_eq!(trial.cluster.daemon(1).count(&after), 0, "it is cut off");
-    unblock(&trial.cluster);
+    netns.unblock();
     trial.shorten_leases().await;
     for host in PAIR {
         trial.cluster.daemon(host).wait_log(&format!("{before} is gone"), PATIENCE);

@@ -36,9 +36,9 @@ impl Drops {
                     drops.devices += link["stats64"][direction]["dropped"].as_i64().unwrap();
                 }
             }
-            // Plain /proc/net would be that of the process's first thread.
-            let text = netns.enter(|| read_to_string("/proc/thread-self/net/snmp")).unwrap();
-            let of = |protocol: &str, name: &str| protocol_counter(&text, protocol, name);
+            let counters = netns.counters();
+            let of =
+                |protocol: &str, name: &str| i64::try_from(counters.of(protocol, name)).unwrap();
             drops.sockets += of("Udp", "RcvbufErrors") + of("Udp", "SndbufErrors");
             drops.sockets += of("Udp", "MemErrors");
             drops.fragments += of("Ip", "ReasmFails");
@@ -88,15 +88,6 @@ impl fmt::Display for Drops {
              checksums={checksums}"
         )
     }
-}
-
-/// A counter of `/proc/net/snmp`: a line of names and a line of values for each protocol.
-fn protocol_counter(text: &str, protocol: &str, name: &str) -> i64 {
-    let mut lines = text.lines().filter_map(|line| line.strip_prefix(protocol)?.strip_prefix(':'));
-    let (names, values) = (lines.next().unwrap(), lines.next().unwrap());
-    let place = names.split_whitespace().position(|word| word == name);
-    let place = place.unwrap_or_else(|| panic!("this kernel does not count {protocol} {name}"));
-    values.split_whitespace().nth(place).unwrap().parse().unwrap()
 }
 
 /// The second column of `/proc/net/softnet_stat`, over all processors.

@@ -101,17 +101,18 @@ pub(crate) static FAULTS: [Fault; 13] = [
         name: "port blocked one way",
         restarts: false,
         unreachable: false,
-        begin: |overlay, host| block(overlay, host, "udp dport 8285 drop"),
-        end: Some(unblock),
+        begin: |overlay, host| overlay.host(host).netns.block("input", "udp dport 8285"),
+        end: Some(|overlay, host| overlay.host(host).netns.unblock()),
     },
     Fault {
         name: "30 % lost",
         restarts: false,
         unreachable: false,
         begin: |overlay, host| {
-            block(overlay, host, "udp dport 8285 numgen random mod 10 < 3 drop");
+            let rule = "udp dport 8285 numgen random mod 10 < 3";
+            overlay.host(host).netns.block("input", rule);
         },
-        end: Some(unblock),
+        end: Some(|overlay, host| overlay.host(host).netns.unblock()),
     },
     Fault {
         name: "store hidden",
@@ -135,16 +136,4 @@ fn signal(overlay: &Overlay, host: usize, signal: Signal) {
 
 fn ip(overlay: &Overlay, host: usize, args: &str) {
     overlay.host(host).netns.ip(args);
-}
-
-/// Drops on arrival what `rule` matches.
-fn block(overlay: &Overlay, host: usize, rule: &str) {
-    let netns = &overlay.host(host).netns;
-    netns.exec("nft add table ip fault");
-    netns.exec("nft add chain ip fault in { type filter hook input priority -300 ; }");
-    netns.exec(&format!("nft add rule ip fault in {rule}"));
-}
-
-fn unblock(overlay: &Overlay, host: usize) {
-    overlay.host(host).netns.exec("nft delete table ip fault");
 }

@@ -5,6 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use super::netns;
+
 /// What [`build_package`] needs.
 pub const PACKAGE_TOOLS: [&str; 3] = ["cargo-deb", "dpkg-deb", "dpkg-shlibdeps"];
 
@@ -77,7 +79,7 @@ fn pristine() -> Result<PathBuf, String> {
         .output()
         .unwrap();
     if !output.status.success() {
-        return Err(format!("debootstrap failed: {}", both(&output)));
+        return Err(format!("debootstrap failed: {}", printed(&output)));
     }
     // In one step: a test that is killed leaves none or all.
     let unfinished = folder.path().join("tar");
@@ -94,12 +96,10 @@ fn target() -> PathBuf {
 
 /// Runs it, and returns what it printed. Panics if it fails.
 pub fn run(command: &mut Command) -> String {
-    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    assert!(output.status.success(), "{command:?}: {}", both(&output));
-    both(&output)
+    printed(&netns::run(command))
 }
 
-fn both(output: &Output) -> String {
+fn printed(output: &Output) -> String {
     let (out, err) = (&output.stdout, &output.stderr);
     format!("{}{}", String::from_utf8_lossy(out), String::from_utf8_lossy(err))
 }

@@ -1,7 +1,7 @@
 //! Network namespaces that vanish when the test ends, however it ends.
 #![forbid(unsafe_code)]
 
-use std::fs::File;
+use std::fs::{File, read_to_string};
 use std::net::{SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -74,6 +74,26 @@ impl Netns {
             .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     }
 
+    /// What the kernel has counted inside.
+    pub fn counters(&self) -> Counters {
+        // Plain /proc/net would be that of the process's first thread.
+        Counters(self.enter(|| read_to_string("/proc/thread-self/net/snmp")).unwrap())
+    }
+
+    /// Drops from now on what passes this `hook` of IPv4 (`input`, `output`) and matches `rule`.
+    pub fn block(&self, hook: &str, rule: &str) {
+        self.exec("nft add table ip fault");
+        self.exec(&format!(
+            "nft add chain ip fault {hook} {{ type filter hook {hook} priority -300 ; }}"
+        ));
+        self.exec(&format!("nft add rule ip fault {hook} {rule} drop"));
+    }
+
+    /// Undoes every [`Netns::block`].
+    pub fn unblock(&self) {
+        self.exec("nft delete table ip fault");
+    }
+
     /// Calls `inside` on a thread of its own that lives in this namespace. Sockets made there
     /// stay in the namespace, wherever they are used later. A panic is passed on.
     pub fn enter<T: Send>(&self, inside: impl FnOnce() -> T + Send) -> T {
@@ -120,6 +140,22 @@ impl Netns {
     }
 }
 
+/// The text of `/proc/net/snmp`: a line of names and a line of values for each protocol.
+#[derive(Debug)]
+pub struct Counters(String);
+
+impl Counters {
+    /// A counter: `Udp` `RcvbufErrors`.
+    pub fn of(&self, protocol: &str, name: &str) -> u64 {
+        let mut lines =
+            self.0.lines().filter_map(|line| line.strip_prefix(protocol)?.strip_prefix(':'));
+        let (names, values) = (lines.next().unwrap(), lines.next().unwrap());
+        let place = names.split_whitespace().position(|word| word == name);
+        let place = place.unwrap_or_else(|| panic!("this kernel does not count {protocol} {name}"));
+        values.split_whitespace().nth(place).unwrap().parse().unwrap()
+    }
+}
+
 impl Drop for Netns {
     fn drop(&mut self) {
         remove(&self.name);
@@ -150,7 +186,8 @@ fn reap_leftovers() {
     }
 }
 
-fn run(command: &mut Command) -> Output {
+/// Runs it to its end. Panics if it fails.
+pub fn run(command: &mut Command) -> Output {
     let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     assert!(output.status.success(), "{command:?}: {}", both(&output));
     output
