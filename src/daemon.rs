@@ -149,8 +149,12 @@ impl<'o> Daemon<'o> {
             unpublished,
             env_file_due: None,
         };
+        // The backend has started with them.
+        daemon.tell_published();
         for update in others {
-            daemon.take(update).await;
+            if daemon.take(update).await {
+                daemon.publish();
+            }
         }
         // It may have been written since it was read.
         daemon.config_written.notify_one();
@@ -182,7 +186,7 @@ impl<'o> Daemon<'o> {
 
     /// Follows the store, keeps the device as it must be, and ends with a signal.
     async fn serve(mut self, signals: &mut Signals, supervisor: &mut Supervisor) {
-        let mut publish_at = (!self.unpublished.is_empty()).then(Instant::now);
+        let mut publish_at: Option<Instant> = None;
         let mut next_publish = Instant::now();
         self.keep_descriptors(supervisor);
         supervisor.tell(self.state);
@@ -217,12 +221,8 @@ impl<'o> Daemon<'o> {
                 () = sleep_until(publish_at) => {
                     publish_at = None;
                     let start = Instant::now();
-                    self.backend.publish(&mut self.peers.leases());
+                    self.publish();
                     next_publish = start + backend::time_to_next_publish(start.elapsed());
-                    // Only now is it true.
-                    let changes = std::mem::take(&mut self.unpublished);
-                    self.state.peers_changed(&changes, Instant::now().into_std());
-                    tell(&changes);
                 }
             }
         }
@@ -230,6 +230,18 @@ impl<'o> Daemon<'o> {
         supervisor.stopping();
         self.rules.stop().await;
         self.backend.stop();
+    }
+
+    fn publish(&mut self) {
+        self.backend.publish(&mut self.peers.leases());
+        self.tell_published();
+    }
+
+    /// Tells what has changed: only once it was published is it true.
+    fn tell_published(&mut self) {
+        let changes = std::mem::take(&mut self.unpublished);
+        self.state.peers_changed(&changes, Instant::now().into_std());
+        tell(&changes);
     }
 
     fn keep_descriptors(&self, supervisor: &Supervisor) {
