@@ -228,3 +228,22 @@ async fn links_pipes_and_huge_files_are_refused() {
     let error = store.config().await.unwrap_err().to_string();
     assert!(error.contains("symbolic link"), "{error}");
 }
+
+/// Nothing that is no file is opened, nor written to, for the sake of the lock.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lock_that_is_no_file_is_refused() {
+    let (dir, store) = directory();
+    let [lock, elsewhere] = [".lock", "elsewhere"].map(|name| dir.path().join(name));
+    let (subnet, holder) = (subnet("10.5.1.0-24"), attrs("10.4.7.21"));
+    let create = || store.create(&subnet, &holder, LEASE_TTL);
+    std::os::unix::fs::symlink(&elsewhere, &lock).unwrap();
+    let error = create().await.unwrap_err().to_string();
+    assert!(error.contains(".lock: it is a symbolic link"), "{error}");
+    assert!(!elsewhere.exists());
+    fs::remove_file(&lock).unwrap();
+    assert!(std::process::Command::new("mkfifo").arg(&lock).status().unwrap().success());
+    let error = create().await.unwrap_err().to_string();
+    assert!(error.contains(".lock: it is not a regular file"), "{error}");
+    fs::remove_file(&lock).unwrap();
+    create().await.unwrap();
+}

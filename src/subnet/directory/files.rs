@@ -102,15 +102,10 @@ impl Files {
         }
         self.make().map_err(|e| self.failed("cannot create the directory", &e))?;
         let path = self.root.join(".lock");
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o644)
-            .custom_flags(NO_FOLLOW)
-            .open(&path)
-            .map_err(|e| self.failed(&format!("cannot open {}", path.display()), &e))?;
+        let file = open_lock(&path).map_err(|reason| StoreError::Unreachable {
+            store: self.describe(),
+            reason: format!("cannot lock {}: {reason}", path.display()),
+        })?;
         let start = Instant::now();
         loop {
             match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
@@ -251,36 +246,55 @@ enum Current {
     Unfit(String),
 }
 
-/// `O_NOFOLLOW`: a link would make us write what somebody else chose. `O_NONBLOCK`: a pipe would
-/// make us wait for its reader.
-const NO_FOLLOW: i32 = OFlags::NOFOLLOW.union(OFlags::NONBLOCK).bits().cast_signed();
-
 /// Reads a plain file.
 pub(super) fn read(path: &Path) -> Result<Vec<u8>, ReadError> {
-    let unfit = |e: io::Error| match e.kind() {
-        ErrorKind::NotFound => ReadError::Missing,
-        _ => ReadError::Unfit(format!("it cannot be read: {e}")),
-    };
-    // First a handle alone: to open a device may do something already, and a pipe would make us
-    // wait for its writer.
-    let handle = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let handle = rustix::fs::open(path, handle, Mode::empty()).map_err(|e| unfit(e.into()))?;
-    let handle = File::from(handle);
-    let kind = handle.metadata().map_err(unfit)?.file_type();
-    if kind.is_symlink() {
-        // It would make us read what somebody else chose.
-        return Err(ReadError::Unfit("it is a symbolic link".into()));
-    }
-    if !kind.is_file() {
-        return Err(ReadError::Unfit("it is not a regular file".into()));
-    }
-    let file = File::open(format!("/proc/self/fd/{}", handle.as_raw_fd())).map_err(unfit)?;
+    let file = open_plain(path, OpenOptions::new().read(true))?;
     let mut content = Vec::new();
     file.take(MAX_FILE_BYTES + 1).read_to_end(&mut content).map_err(unfit)?;
     if content.len() as u64 > MAX_FILE_BYTES {
         return Err(ReadError::Unfit(format!("it is larger than {MAX_FILE_BYTES} bytes")));
     }
     Ok(content)
+}
+
+/// Opens a file that is there, if it is a plain one.
+fn open_plain(path: &Path, how: &OpenOptions) -> Result<File, ReadError> {
+    // First a handle alone: to open a device may do something already, and a pipe would make us
+    // wait for its other end.
+    let handle = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let handle = rustix::fs::open(path, handle, Mode::empty()).map_err(|e| unfit(e.into()))?;
+    let handle = File::from(handle);
+    let kind = handle.metadata().map_err(unfit)?.file_type();
+    if kind.is_symlink() {
+        // It would make us use what somebody else chose.
+        return Err(ReadError::Unfit("it is a symbolic link".into()));
+    }
+    if !kind.is_file() {
+        return Err(ReadError::Unfit("it is not a regular file".into()));
+    }
+    how.open(format!("/proc/self/fd/{}", handle.as_raw_fd())).map_err(unfit)
+}
+
+fn unfit(error: io::Error) -> ReadError {
+    match error.kind() {
+        ErrorKind::NotFound => ReadError::Missing,
+        _ => ReadError::Unfit(format!("it cannot be used: {error}")),
+    }
+}
+
+/// Opens the file that writers lock, and creates it if it is missing. Gives back why not.
+fn open_lock(path: &Path) -> Result<File, String> {
+    let mut how = OpenOptions::new();
+    how.read(true).write(true);
+    // `create_new` opens nothing that is there, and follows no link.
+    match how.clone().create_new(true).mode(0o644).open(path) {
+        Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
+        done => return done.map_err(|e| format!("it cannot be created: {e}")),
+    }
+    open_plain(path, &how).map_err(|error| match error {
+        ReadError::Missing => "it was removed meanwhile".to_owned(),
+        ReadError::Unfit(reason) => reason,
+    })
 }
 
 fn remove(path: &Path) -> io::Result<()> {
