@@ -106,20 +106,28 @@ impl<'o> Daemon<'o> {
         info!("the store is {}", store.describe());
         state.store_is(Arc::clone(&store));
         let mut rng: StdRng = rand::make_rng();
-        let config = acquire::wait_for_config(&*store, &mut rng).await?;
         let host = Host::open()?;
-        let rules =
-            Rules::prepare(options.rules, config.enable_nftables, families(&config)).await?;
-        let mut backend = prepare(options, &config, host.clone(), kept).await?;
-
-        let (config, own) = acquire::acquire_with_retry(
-            &*store,
-            &backend.attrs(),
-            previous_subnet(&options.subnet_file),
-            LEASE_TTL,
-            &mut rng,
-        )
-        .await?;
+        let mut kept = Some(kept);
+        let (config, rules, mut backend, own) = loop {
+            let config = acquire::wait_for_config(&*store, &mut rng).await?;
+            let rules =
+                Rules::prepare(options.rules, config.enable_nftables, families(&config)).await?;
+            let kept = kept.take().unwrap_or_default();
+            let backend = prepare(options, &config, host.clone(), kept).await?;
+            let (leased_by, own) = acquire::acquire_with_retry(
+                &*store,
+                &backend.attrs(),
+                previous_subnet(&options.subnet_file),
+                LEASE_TTL,
+                &mut rng,
+            )
+            .await?;
+            if leased_by == config {
+                break (config, rules, backend, own);
+            }
+            // Its port and rules may be others. The lease is found again.
+            info!("the network config was changed during the start: beginning anew with it");
+        };
         info!("this host leases {} of {}", own.subnet.v4, config.network);
         state.leased(config.network, own.clone());
 

@@ -267,6 +267,33 @@ fn it_waits_for_the_config_and_can_be_stopped_meanwhile() {
     assert_eq!(daemon.stop().status.code(), Some(0));
 }
 
+/// Whoever makes the network larger, for a host that finds no subnet, may change all of it.
+#[test]
+fn a_config_changed_while_it_waits_for_a_lease_is_applied_as_a_whole() {
+    if !root_or_skip("a_config_changed_while_it_waits_for_a_lease_is_applied_as_a_whole") {
+        return;
+    }
+    let lab = Lab::new(1);
+    let store = lab.store_dir(
+        r#"{"Network":"172.8.0.0/16","SubnetMin":"172.8.1.0","SubnetMax":"172.8.1.0",
+            "Backend":{"Type":"udp","Port":8290}}"#,
+    );
+    std::fs::create_dir_all(store.join("subnets")).unwrap();
+    std::fs::write(store.join("subnets/172.8.1.0-24"), r#"{"PublicIP":"10.4.7.66"}"#).unwrap();
+    let host = lab.host(0);
+    let daemon = host.spawn_daemon(&["--store-dir", store.to_str().unwrap()], &[]);
+    daemon.wait_log("no free subnet is left", PATIENCE);
+    std::fs::write(store.join("config"), CONFIG).unwrap();
+    daemon.wait_ready();
+    let sockets = host.netns.exec("ss -Hnul");
+    assert!(sockets.contains(":8285 ") && !sockets.contains(":8290 "), "{sockets}");
+    let env = std::fs::read_to_string(host.subnet_file()).unwrap();
+    assert!(env.contains("FLANNEL_NETWORK=172.7.0.0/16"), "{env}");
+    let devices = host.netns.ip("-br link show type tun");
+    assert_eq!(devices.lines().count(), 1, "{devices}");
+    assert_eq!(daemon.stop().status.code(), Some(0));
+}
+
 /// The bounds of the issue: a second to start and 30 MiB resident, with 1,000 leases.
 #[test]
 fn a_thousand_leases_cost_little_time_and_memory() {

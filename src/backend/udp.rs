@@ -167,8 +167,8 @@ enum Trouble {
 }
 
 impl UdpBackend {
-    /// Claims the sockets and the device, or takes over those that were kept, so that whatever is wrong with them is known before a
-    /// lease is taken.
+    /// Claims the sockets and the device, or takes over those that were kept, so that whatever is
+    /// wrong with them is known before a lease is taken.
     ///
     /// # Errors
     /// See [`BackendError`].
