@@ -6,7 +6,10 @@
 mod support;
 
 use std::fs;
+use std::net::Ipv4Addr;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,6 +19,10 @@ use flanneld::subnet::lease::{Expiry, Lease};
 use flanneld::subnet::store::{LEASE_TTL, StoreError, SubnetStore, WatchEvent};
 use support::events::{PATIENCE, attrs, end, next, snapshot, subnet, until};
 use support::keeping::{Host, TIMING};
+use support::lab::{self, Lab};
+use support::leases::lease_value;
+use support::root_or_skip;
+use support::traffic::{ping, tcp_transfer};
 
 const CONFIG: &str = r#"{"Network":"10.5.0.0/16"}"#;
 
@@ -209,7 +216,7 @@ async fn links_pipes_and_huge_files_are_refused() {
     fs::write(&target, valid).unwrap();
     std::os::unix::fs::symlink(&target, lease_file(dir.path(), "10.5.1.0-24")).unwrap();
     let pipe = lease_file(dir.path(), "10.5.2.0-24");
-    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
     let huge = format!("{valid}{}", " ".repeat(70_000));
     fs::write(lease_file(dir.path(), "10.5.3.0-24"), huge).unwrap();
     fs::create_dir(lease_file(dir.path(), "10.5.4.0-24")).unwrap();
@@ -241,9 +248,63 @@ async fn a_lock_that_is_no_file_is_refused() {
     assert!(error.contains(".lock: it is a symbolic link"), "{error}");
     assert!(!elsewhere.exists());
     fs::remove_file(&lock).unwrap();
-    assert!(std::process::Command::new("mkfifo").arg(&lock).status().unwrap().success());
+    assert!(Command::new("mkfifo").arg(&lock).status().unwrap().success());
     let error = create().await.unwrap_err().to_string();
     assert!(error.contains(".lock: it is not a regular file"), "{error}");
     fs::remove_file(&lock).unwrap();
     create().await.unwrap();
+}
+
+/// A lease that nobody may look at, or not now, is not gone: an owner without `CAP_DAC_OVERRIDE`,
+/// which the daemon gives up, may list such a directory and look at nothing in it.
+#[test]
+fn leases_that_cannot_be_looked_at_stay_in_force() {
+    if !root_or_skip("leases_that_cannot_be_looked_at_stay_in_force") {
+        return;
+    }
+    let mut lab = Lab::new(2);
+    let store = lab.store_dir(lab::CONFIG);
+    let daemons = lab.start_overlay(&store, |_| Vec::new());
+    lab.add_pods();
+    let [a, b] = [0, 1].map(|host| lab.host(host).pod(0).end());
+    let set_mode = |mode| {
+        let mode = fs::Permissions::from_mode(mode);
+        fs::set_permissions(store.join("subnets"), mode).unwrap();
+    };
+
+    set_mode(0o600);
+    // Each new file is a hint to look, and told by that look.
+    for host in [198, 199] {
+        let name = format!("172.7.{host}.0-24");
+        let value = lease_value(Ipv4Addr::new(10, 4, 7, host));
+        fs::write(lease_file(&store, &name), value).unwrap();
+        for daemon in &daemons {
+            let line = format!("skipping {name}: it cannot be used: Permission denied");
+            daemon.wait_log(&line, PATIENCE);
+        }
+    }
+    ping(a.netns, b.address, 2, "").unwrap();
+    // Our own lease comes so near to its end that it is to be renewed.
+    let own = lease_file(&store, &lab.host(0).lease());
+    let soon =
+        Command::new("date").args(["-ud", "10 minutes", "+expires=%FT%TZ"]).output().unwrap();
+    let soon = String::from_utf8(soon.stdout).unwrap();
+    let ends_soon = format!("{}\n{soon}", lease_value(lab.host(0).address));
+    fs::write(&own, &ends_soon).unwrap();
+
+    set_mode(0o755);
+    for daemon in &daemons {
+        daemon.wait_log("172.7.199.0/24 at 10.4.7.199 is up", PATIENCE);
+    }
+    let deadline = Instant::now() + PATIENCE;
+    while fs::read_to_string(&own).unwrap() == ends_soon {
+        assert!(Instant::now() < deadline, "{} is not renewed", own.display());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    tcp_transfer(a, b, 1_000_000);
+    for daemon in daemons {
+        let ended = daemon.stop();
+        assert_eq!(ended.status.code(), Some(0), "{}", ended.log);
+        assert!(!ended.log.contains("is gone"), "routes were dropped\n{}", ended.log);
+    }
 }

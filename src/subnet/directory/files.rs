@@ -275,7 +275,8 @@ fn open_plain(path: &Path, how: &OpenOptions) -> Result<File, ReadError> {
     how.open(format!("/proc/self/fd/{}", handle.as_raw_fd())).map_err(unfit)
 }
 
-fn unfit(error: io::Error) -> ReadError {
+/// Only what is not there is missing: what may not be looked at, or not now, may be there.
+pub(super) fn unfit(error: io::Error) -> ReadError {
     match error.kind() {
         ErrorKind::NotFound => ReadError::Missing,
         _ => ReadError::Unfit(format!("it cannot be used: {error}")),

@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use super::entry;
-use super::files::{Files, ReadError, read};
+use super::files::{Files, ReadError, read, unfit};
 use crate::subnet::lease::{Expiry, Lease, LeaseAttrs, Subnet};
 use crate::subnet::once::Strays;
 use crate::subnet::store::StoreError;
@@ -54,8 +54,8 @@ impl Stamp {
 }
 
 struct Known {
-    stamp: Stamp,
-    settled: bool,
+    /// As long as it is this, the file says the same; none if it is to be read again.
+    settled: Option<Stamp>,
     lease: Option<(LeaseAttrs, Expiry)>,
 }
 
@@ -70,7 +70,7 @@ pub(super) struct Scanner {
 pub(super) struct Scan {
     /// Leases that were read, expired ones among them, in the order of their subnets.
     pub(super) leases: Vec<Lease>,
-    /// Files that have a subnet's name, but cannot be read.
+    /// Files that have a subnet's name, but cannot be read, or not now.
     pub(super) unreadable: Vec<Subnet>,
 }
 
@@ -147,16 +147,22 @@ impl Scanner {
     /// What a file says, or said when it was last changed; `None` if it is gone.
     fn look(&mut self, subnet: &Subnet, name: &[u8]) -> Option<Known> {
         let path = self.files.lease(subnet);
-        let meta = fs::symlink_metadata(&path).ok()?;
-        let stamp = Stamp::of(&meta);
-        if let Some(known) = self.known.remove(subnet)
-            && known.settled
-            && known.stamp == stamp
-        {
-            return Some(known);
-        }
-        let settled = stamp.is_old(SystemTime::now());
-        let content = match read(&path) {
+        let (settled, text) = match fs::symlink_metadata(&path) {
+            Ok(meta) => {
+                let stamp = Stamp::of(&meta);
+                if let Some(known) = self.known.remove(subnet)
+                    && known.settled == Some(stamp)
+                {
+                    return Some(known);
+                }
+                let settled = stamp.is_old(SystemTime::now()).then_some(stamp);
+                let text = read(&path);
+                // What kept us from reading it may be over next time, with the same stamp.
+                (settled.filter(|_| text.is_ok()), text)
+            }
+            Err(e) => (None, Err(unfit(e))),
+        };
+        let content = match text {
             Ok(text) => entry::parse(&text),
             Err(ReadError::Missing) => return None,
             Err(ReadError::Unfit(reason)) => Err(reason),
@@ -171,7 +177,7 @@ impl Scanner {
                 None
             }
         };
-        Some(Known { stamp, settled, lease })
+        Some(Known { settled, lease })
     }
 }
 
