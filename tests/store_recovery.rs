@@ -344,6 +344,28 @@ async fn a_login_that_ended_is_renewed() {
     .await;
 }
 
+/// Each try is granted a lease of a day before it is refused.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_renewal_leaves_no_lease_behind() {
+    let mut etcd = etcd_or_return!("a_refused_renewal_leaves_no_lease_behind");
+    etcd.enable_auth().await;
+    let store = etcd.store().await;
+    let (own, us) = (subnet("10.5.1.0-24"), attrs("10.4.7.21"));
+    store.create(&own, &us, LEASE_TTL).await.unwrap();
+    etcd.make_read_only().await;
+    let leases = async || etcd.client().await.leases().await.unwrap().leases().len();
+    assert_eq!(leases().await, 1);
+    for _ in 0..5 {
+        let error = store.renew(&own, &us, LEASE_TTL).await.unwrap_err();
+        assert!(matches!(error, StoreError::Refused { .. }), "{error:?}");
+        // That a lease could be given back does not hide it.
+        let trouble = store.contact().now().trouble.unwrap_or_default();
+        assert!(trouble.contains("permission denied"), "{trouble}");
+    }
+    assert_eq!(leases().await, 1);
+    assert_eq!(names(&store.list().await.unwrap()), ["10.5.1.0-24"]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_wrong_with_a_login_is_said_without_the_password() {
     let mut etcd = etcd_or_return!("what_is_wrong_with_a_login");

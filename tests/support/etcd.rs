@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use etcd_client::{Certificate, Client, ConnectOptions, Identity, PermissionType, TlsOptions};
+use etcd_client::{
+    Certificate, Client, ConnectOptions, Identity, Permission, PermissionType, TlsOptions,
+};
 use flanneld::subnet::etcd::{EtcdConfig, EtcdStore, TlsFiles};
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
@@ -277,12 +279,15 @@ impl Etcd {
         client.user_grant_role(ROOT.0, "root").await.unwrap();
         client.user_add(USER.0, USER.1, None).await.unwrap();
         client.role_add("flannel").await.unwrap();
-        let permission =
-            etcd_client::Permission::new(PermissionType::Readwrite, PREFIX).with_prefix();
-        client.role_grant_permission("flannel", permission).await.unwrap();
+        permit(&mut client, PermissionType::Readwrite).await;
         client.user_grant_role(USER.0, "flannel").await.unwrap();
         client.auth_enable().await.unwrap();
         self.auth = true;
+    }
+
+    /// Takes the right to write away from the daemon's user.
+    pub async fn make_read_only(&self) {
+        permit(&mut self.client().await, PermissionType::Read).await;
     }
 
     pub fn endpoint(&self) -> String {
@@ -355,6 +360,12 @@ impl Etcd {
     fn log(&self) -> String {
         fs::read_to_string(self.file("log")).unwrap_or_default()
     }
+}
+
+/// Gives the daemon's user this right, and no other, to all keys under the prefix.
+async fn permit(client: &mut Client, right: PermissionType) {
+    let permission = Permission::new(right, PREFIX).with_prefix();
+    client.role_grant_permission("flannel", permission).await.unwrap();
 }
 
 fn path(path: &Path) -> &str {

@@ -72,6 +72,14 @@ pub(super) enum Fault {
     Refused(String),
 }
 
+impl Fault {
+    pub(super) fn reason(self) -> String {
+        match self {
+            Self::Retry(reason) | Self::TooLarge(reason) | Self::Refused(reason) => reason,
+        }
+    }
+}
+
 impl Transport {
     /// Reads the files that the config names, but does not talk to etcd yet.
     pub(super) async fn new(config: &EtcdConfig) -> Result<Self, StoreError> {
@@ -156,7 +164,8 @@ impl Transport {
         answer
     }
 
-    async fn attempt<T, F>(&self, request: impl Fn(Client) -> F) -> Result<T, Fault>
+    /// As [`Self::try_call`], but [`Self::contact`] does not hear of it.
+    pub(super) async fn attempt<T, F>(&self, request: impl Fn(Client) -> F) -> Result<T, Fault>
     where
         F: Future<Output = Result<T, Error>>,
     {

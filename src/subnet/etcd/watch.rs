@@ -14,7 +14,7 @@ use etcd_client::{WatchOptions, WatchResponse, WatchStream};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use super::transport::{Fault, REQUEST_TIMEOUT, Session, classify};
+use super::transport::{REQUEST_TIMEOUT, Session, classify};
 use super::{Entry, Inner, Listing};
 use crate::subnet::backoff::Complaint;
 use crate::subnet::lease::{Expiry, Lease, Subnet};
@@ -102,9 +102,7 @@ impl Watch {
         }
         let session = match self.inner.transport.session().await {
             Ok(session) => session,
-            Err(Fault::Retry(why) | Fault::TooLarge(why) | Fault::Refused(why)) => {
-                return self.inner.transport.unreachable(why).into();
-            }
+            Err(fault) => return self.inner.transport.unreachable(fault.reason()).into(),
         };
         let mut stream = match self.open(&session, revision).await {
             Ok(stream) => stream,
@@ -144,7 +142,7 @@ impl Watch {
         });
         match opened.await {
             Ok(Ok(stream)) => Ok(stream),
-            Ok(Err(error)) => Err(reason(classify(&error))),
+            Ok(Err(error)) => Err(classify(&error).reason()),
             Err(_) => Err(format!("no watch within {REQUEST_TIMEOUT:?}")),
         }
     }
@@ -159,7 +157,7 @@ impl Watch {
         let response = match stream.message().await {
             Ok(Some(response)) => response,
             Ok(None) => return Err(Break::Trouble("etcd ended the watch".into())),
-            Err(error) => return Err(Break::Trouble(reason(classify(&error)))),
+            Err(error) => return Err(Break::Trouble(classify(&error).reason())),
         };
         if response.canceled() {
             return Err(Break::Trouble(cancel_reason(&response)));
@@ -269,12 +267,6 @@ impl Watch {
 
     async fn send(&self, event: WatchEvent) -> Result<(), Closed> {
         self.events.send(event).await.map_err(|_| Closed)
-    }
-}
-
-fn reason(fault: Fault) -> String {
-    match fault {
-        Fault::Retry(reason) | Fault::TooLarge(reason) | Fault::Refused(reason) => reason,
     }
 }
 

@@ -89,10 +89,14 @@ impl Inner {
                     return Ok(Expiry::At(grant.end));
                 }
                 Ok(Written::Changed) => self.revoke(&grant).await,
-                Err(error) => {
-                    // Not revoked: if the write was done after all, the key lives by this lease.
+                // Nothing was written: where a first try was, whose answer was lost, etcd does not
+                // let us end the lease of a key that we may not write any more.
+                Err(error @ StoreError::Refused { .. }) => {
+                    self.revoke(&grant).await;
                     return Err(error);
                 }
+                // Not revoked: if the write was done after all, the key lives by this lease.
+                Err(error) => return Err(error),
             }
         }
         Err(self.transport.unreachable(format!("{key} changes all the time")))
@@ -191,10 +195,13 @@ impl Inner {
     /// Gives a lease back that no key needs. If that fails it ends by itself.
     async fn revoke(&self, grant: &Grant) {
         let lease = grant.lease;
-        if let Err(error) =
-            self.transport.call(|mut client| async move { client.lease_revoke(lease).await }).await
-        {
-            tracing::debug!("an unused lease is left to end by itself: {error}");
+        // Unnoted: whoever looks shall see what became of the write.
+        let revoked = self
+            .transport
+            .attempt(|mut client| async move { client.lease_revoke(lease).await })
+            .await;
+        if let Err(fault) = revoked {
+            tracing::debug!("an unused lease is left to end by itself: {}", fault.reason());
         }
     }
 }
