@@ -12,6 +12,8 @@ pub mod env_file;
 pub mod etcd;
 pub mod keeper;
 pub mod lease;
+#[cfg(test)]
+mod logged;
 mod once;
 pub mod peers;
 pub mod reconnect;

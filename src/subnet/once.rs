@@ -102,10 +102,8 @@ pub(crate) fn shown(text: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
-    use std::sync::{Arc, Mutex};
-
     use super::*;
+    use crate::subnet::logged::logged;
 
     #[test]
     fn memory_is_bounded_and_the_end_is_announced_once() {
@@ -125,29 +123,6 @@ mod tests {
         once.see("a".to_owned());
         once.forget("a");
         assert!(matches!(once.see("a".to_owned()), Seen::First));
-    }
-
-    #[derive(Clone, Default)]
-    struct Sink(Arc<Mutex<Vec<u8>>>);
-
-    impl Write for Sink {
-        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            self.0.lock().unwrap().write(bytes)
-        }
-
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
-        }
-    }
-
-    /// What is logged while `work` runs.
-    fn logged(work: impl FnOnce()) -> String {
-        let sink = Sink::default();
-        let writer = sink.clone();
-        let subscriber = tracing_subscriber::fmt().with_ansi(false).without_time();
-        let subscriber = subscriber.with_writer(move || writer.clone()).finish();
-        tracing::subscriber::with_default(subscriber, work);
-        String::from_utf8(sink.0.lock().unwrap().clone()).unwrap()
     }
 
     #[test]

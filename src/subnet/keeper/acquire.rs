@@ -172,7 +172,8 @@ pub async fn acquire(
         }
         let taken: Vec<Subnet> =
             leases.iter().map(|lease| lease.subnet).chain(refused.iter().copied()).collect();
-        let wanted = previous.filter(|subnet| is_usable(config, subnet, &taken));
+        let obstacle = previous.and_then(|subnet| obstacle(config, &subnet, &taken));
+        let wanted = previous.filter(|_| obstacle.is_none());
         let Some(subnet) =
             wanted.or_else(|| allocate::pick(config, &taken, candidates(refused.len()), rng))
         else {
@@ -181,6 +182,10 @@ pub async fn acquire(
         };
         match store.create(&subnet, attrs, ttl).await {
             Ok(expiry) => {
+                // Not said before: who finds none free tries again for days.
+                if let (Some(previous), Some(obstacle)) = (previous, obstacle) {
+                    tracing::warn!("not using the previous subnet {previous}: {obstacle}");
+                }
                 tracing::info!("leased {subnet}");
                 return Ok(Lease { subnet, attrs: attrs.clone(), expiry });
             }
@@ -234,29 +239,56 @@ async fn reuse(
     Ok(None)
 }
 
-/// May the subnet of the last run be asked for again?
-fn is_usable(config: &NetworkConfig, subnet: &Subnet, taken: &[Subnet]) -> bool {
+/// Why the subnet of the last run cannot be asked for again.
+fn obstacle(config: &NetworkConfig, subnet: &Subnet, taken: &[Subnet]) -> Option<String> {
     if let Err(reason) = allocate::fits(config, subnet) {
-        tracing::warn!("not using the previous subnet {subnet}: {reason}");
-        return false;
+        return Some(reason.to_string());
     }
-    match taken.iter().find(|other| other.overlaps(subnet)) {
-        Some(other) => {
-            tracing::warn!("not using the previous subnet {subnet}: {other} is leased");
-            false
-        }
-        None => true,
-    }
+    let other = taken.iter().find(|other| other.overlaps(subnet))?;
+    Some(format!("{other} is leased"))
 }
 
 #[cfg(test)]
 mod tests {
+    use rand::SeedableRng;
+
     use super::*;
+    use crate::subnet::directory::DirectoryStore;
+    use crate::subnet::logged::logged;
+    use crate::subnet::store::LEASE_TTL;
 
     #[test]
     fn only_who_loses_a_second_race_draws_from_more() {
         let drawn_from: Vec<usize> = (0..=5).map(candidates).collect();
         assert_eq!(drawn_from, [100, 100, 800, 6_400, 51_200, 51_200]);
         assert_eq!(candidates(MAX_RACES), CROWD_MAX);
+    }
+
+    #[test]
+    fn why_the_previous_subnet_is_not_used_is_said_when_another_one_is() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let store = DirectoryStore::open(dir.path()).unwrap();
+        let holder = LeaseAttrs::udp("10.4.7.22".parse().unwrap());
+        let taken: Subnet = "10.5.1.0-24".parse().unwrap();
+        runtime.block_on(store.create(&taken, &holder, LEASE_TTL)).unwrap();
+        let acquire = |last: &str| {
+            let config = format!(
+                r#"{{"Network":"10.5.0.0/16","SubnetMin":"10.5.1.0","SubnetMax":"{last}"}}"#
+            );
+            let config = NetworkConfig::parse(&config).unwrap();
+            let us = LeaseAttrs::udp("10.4.7.21".parse().unwrap());
+            let mut rng = StdRng::seed_from_u64(1);
+            let won = acquire(&store, &config, &us, Some(taken), LEASE_TTL, &mut rng);
+            runtime.block_on(won)
+        };
+        for _ in 0..100 {
+            let mut won = None;
+            let log = logged(|| won = Some(acquire("10.5.1.0")));
+            assert!(matches!(won, Some(Err(AcquireError::NoneFree { .. }))), "{won:?}");
+            assert_eq!(log, "");
+        }
+        let log = logged(|| assert!(acquire("10.5.2.0").is_ok()));
+        assert_eq!(log.matches("not using the previous subnet 10.5.1.0-24").count(), 1, "{log}");
     }
 }
