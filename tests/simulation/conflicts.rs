@@ -1,7 +1,9 @@
 //! Hosts that want the same, and hosts that do not hear what they should.
 
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
+use flanneld::subnet::lease::LeaseAttrs;
 use rand::RngExt;
 use rand::seq::SliceRandom;
 use tokio::time::{Instant, sleep};
@@ -170,6 +172,29 @@ fn hosts_are_cut_off_longer_than_their_leases_live() {
             "a host was wrong for {:?} at most, {} times",
             etcd.truth.longest, etcd.truth.errors
         );
+    });
+}
+
+#[test]
+fn a_subnet_that_is_free_again_is_won_back() {
+    let setup = Setup { subnets: 100, ..Setup::roomy(1) };
+    simulate("a_subnet_that_is_free_again_is_won_back", setup, async |cluster| {
+        start_first(cluster, 1).await;
+        let own = cluster.hosts[0].subnet().unwrap();
+        let other = LeaseAttrs::udp(Ipv4Addr::new(172, 16, 9, 9));
+        let begin = Instant::now();
+        let theirs = cluster.etcd().grant(MINUTE);
+        let ours = cluster.etcd().keys()[&own].modified;
+        cluster.etcd().put(own, &other, theirs, ours).unwrap();
+        // It tries to create its key anew. Before it asks whose that is now, it is nobody's.
+        while cluster.etcd().load.since(begin).total.revokes == 0 {
+            sleep(Duration::from_millis(1)).await;
+        }
+        cluster.etcd().revoke(theirs);
+        cluster.settle().await;
+        assert_eq!(cluster.etcd().load.since(begin).total.lists, 1, "it looked for a free one");
+        assert_eq!(cluster.hosts[0].subnet(), Some(own));
+        assert_eq!(cluster.hosts[0].seen().moves, 0);
     });
 }
 

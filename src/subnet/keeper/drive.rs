@@ -159,7 +159,9 @@ async fn perform(
         Step::Create => store.create(subnet, attrs, ttl).await.map(Outcome::Ours),
         Step::Acquire => {
             let mut rng = StdRng::seed_from_u64(seed);
-            match acquire::acquire(&*store, &config, attrs, None, ttl, &mut rng).await {
+            // Whoever had it may be gone again.
+            let previous = Some(*subnet);
+            match acquire::acquire(&*store, &config, attrs, previous, ttl, &mut rng).await {
                 Ok(lease) => Ok(Outcome::Won(lease)),
                 Err(error) => {
                     return Answer { outcome: Outcome::Failed, trouble: Some(error.to_string()) };

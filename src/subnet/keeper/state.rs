@@ -78,7 +78,7 @@ pub enum Step {
     Renew,
     /// `create` of the current lease's subnet, as its key is gone.
     Create,
-    /// Another subnet, as the current one is another host's now.
+    /// The current subnet if it is free by now, else another one: another host had it.
     Acquire,
 }
 
@@ -114,7 +114,7 @@ enum Want {
     Create,
     /// Our key was not free: is it our own all the same?
     Confirm,
-    /// It is another host's.
+    /// It was another host's.
     Acquire,
 }
 
