@@ -19,6 +19,11 @@ const RETRY_MAX: Duration = Duration::from_secs(60);
 /// with one address would chase each other otherwise.
 const ANSWER_EVERY: Duration = Duration::from_secs(60);
 
+/// A lease that is gone again so soon after it was won back is taken away on purpose, or by our own
+/// clock: where it is far behind, our leases have ended for the others, who clear them away. It is
+/// won back as failed requests are repeated then, not at once.
+const LOST_AGAIN_WITHIN: Duration = Duration::from_secs(60);
+
 /// A second writer of our key is worth a line this often.
 const TELL_EVERY: Duration = Duration::from_secs(3600);
 
@@ -135,6 +140,10 @@ pub struct Keeper {
     asked: Option<Moment>,
     told: Option<Moment>,
     retry: Backoff,
+    /// When the lease was last won back.
+    won_back: Option<Moment>,
+    /// The pauses before a lease is won back that does not stay ours.
+    again: Backoff,
     rng: StdRng,
 }
 
@@ -153,6 +162,8 @@ impl Keeper {
             asked: None,
             told: None,
             retry: Backoff::new(RETRY_MIN, RETRY_MAX),
+            won_back: None,
+            again: Backoff::new(RETRY_MIN, RETRY_MAX),
             rng: StdRng::seed_from_u64(seed),
         };
         keeper.written(expiry, now);
@@ -222,7 +233,7 @@ impl Keeper {
                 return moved;
             }
             (Outcome::Lost, Want::Confirm) => self.next(Want::Acquire, now),
-            (Outcome::Lost, _) => self.next(Want::Create, now),
+            (Outcome::Lost, _) => self.win_back(now),
             (Outcome::Taken, _) => self.next(Want::Confirm, now),
             (Outcome::Failed, want) => {
                 if look_again {
@@ -275,16 +286,33 @@ impl Keeper {
         }
     }
 
-    /// Our key is gone: win it back at once.
+    /// Our key is gone.
     fn absent(&mut self, now: Moment) {
         if self.in_flight {
             self.look_again = true;
         } else if self.want == Want::Renew {
-            self.next(Want::Create, now);
+            self.win_back(now);
         }
     }
 
+    /// At once, unless that was of no use a moment ago.
+    fn win_back(&mut self, now: Moment) {
+        let at = match self.won_back {
+            Some(won) if !won.after(LOST_AGAIN_WITHIN).remaining(now).is_zero() => {
+                now.after(self.again.next(&mut self.rng))
+            }
+            _ => {
+                self.again.reset();
+                now
+            }
+        };
+        self.next(Want::Create, at);
+    }
+
     fn ours(&mut self, expiry: Expiry, look_again: bool, now: Moment) {
+        if !self.holds() {
+            self.won_back = Some(now);
+        }
         self.written(expiry, now);
         if look_again {
             self.next(Want::Renew, now);

@@ -174,6 +174,45 @@ fn a_deleted_lease_is_won_back_at_once() {
     }
 }
 
+/// As where our clock is more than a day behind, and the others clear away what we write.
+#[test]
+fn a_lease_that_does_not_stay_ours_is_won_back_later_and_later() {
+    let gone = WatchEvent::Removed(own(Expiry::Unknown).subnet);
+    // It is reported while the lease is being won back, or after that.
+    for early in [true, false] {
+        let mut keeper = keeper();
+        let mut now = start().after(HOUR);
+        let mut longest = Duration::ZERO;
+        keeper.observe(&gone, now);
+        for round in 0..50 {
+            if round > 0 {
+                let left = wait(&mut keeper, now);
+                assert!(left >= RETRY_MIN / 4 && left <= RETRY_MAX, "{left:?}");
+                longest = longest.max(left);
+                now = now.after(left);
+            }
+            assert_eq!(keeper.poll(now), Poll::Do(Step::Create));
+            if early {
+                keeper.observe(&gone, now);
+                keeper.finish(Outcome::Ours(full(now)), now);
+                assert_eq!(keeper.poll(now), Poll::Do(Step::Renew));
+                keeper.finish(Outcome::Lost, now);
+            } else {
+                keeper.finish(Outcome::Ours(full(now)), now);
+                keeper.observe(&gone, now);
+            }
+        }
+        assert!(longest > RETRY_MAX / 2);
+        now = now.after(wait(&mut keeper, now));
+        assert_eq!(keeper.poll(now), Poll::Do(Step::Create));
+        keeper.finish(Outcome::Ours(full(now)), now);
+        // This time it stayed for a while.
+        now = now.after(LOST_AGAIN_WITHIN);
+        keeper.observe(&gone, now);
+        assert_eq!(keeper.poll(now), Poll::Do(Step::Create), "at once");
+    }
+}
+
 #[test]
 fn what_the_watch_says_late_costs_two_requests_and_nothing_else() {
     let mut keeper = keeper();
