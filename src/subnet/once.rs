@@ -53,6 +53,18 @@ impl<K: Eq + Hash> Once<K> {
         Q: Eq + Hash + ?Sized,
     {
         self.said.remove(key);
+        self.reopen();
+    }
+
+    /// Forgets what is not there any more.
+    pub(crate) fn retain(&mut self, is_there: impl FnMut(&K) -> bool) {
+        self.said.retain(is_there);
+        self.reopen();
+    }
+
+    /// Once all that was said is forgotten, there is room again.
+    fn reopen(&mut self) {
+        self.closed &= !self.said.is_empty();
     }
 }
 
@@ -87,6 +99,11 @@ impl Strays {
     /// The entry is a lease, or gone.
     pub(crate) fn forget(&mut self, key: &[u8]) {
         self.once.forget(key);
+    }
+
+    /// Only these are still there, lease or not.
+    pub(crate) fn retain(&mut self, mut is_there: impl FnMut(&[u8]) -> bool) {
+        self.once.retain(|key| is_there(key));
     }
 }
 
@@ -123,6 +140,25 @@ mod tests {
         once.see("a".to_owned());
         once.forget("a");
         assert!(matches!(once.see("a".to_owned()), Seen::First));
+    }
+
+    #[test]
+    fn once_all_are_gone_there_is_room_again() {
+        for at_once in [true, false] {
+            let mut once = Once::new();
+            for i in 0..=MAX_REMEMBERED {
+                once.see(i);
+            }
+            once.forget(&0);
+            // Or each one that is repaired were a line of the next one.
+            assert!(matches!(once.see(9999), Seen::Before));
+            if at_once {
+                once.retain(|_| false);
+            } else {
+                (0..=MAX_REMEMBERED).for_each(|i| once.forget(&i));
+            }
+            assert!(matches!(once.see(9999), Seen::First));
+        }
     }
 
     #[test]

@@ -2,8 +2,10 @@
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::fs::{self, Metadata};
 use std::io::{self, ErrorKind};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
@@ -140,6 +142,10 @@ impl Scanner {
             return Err(self.files.failed(&format!("cannot read {}", subnets.display()), &moved));
         }
         self.known = next;
+        self.strays.retain(|name| {
+            let path = subnets.join(OsStr::from_bytes(name));
+            !fs::symlink_metadata(path).is_err_and(|e| e.kind() == ErrorKind::NotFound)
+        });
         scan.leases.sort_by_key(|lease| lease.subnet);
         Ok(scan)
     }
@@ -203,5 +209,27 @@ fn parse_name(name: &[u8]) -> Result<Subnet, String> {
         Ok(subnet)
     } else {
         Err(format!("the name of that subnet is spelt {subnet}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::subnet::logged::logged;
+
+    #[test]
+    fn a_stray_that_was_deleted_is_told_again_when_it_returns() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = Files::open(dir.path().to_owned()).unwrap();
+        let mut scanner = Scanner::new(files.clone());
+        let mut lines = || logged(|| assert!(scanner.scan().is_ok())).lines().count();
+        for stray in [files.subnets().join("README"), files.subnets().join("10.5.1.0-24")] {
+            for _ in 0..2 {
+                fs::write(&stray, "no lease").unwrap();
+                assert_eq!([lines(), lines()], [1, 0]);
+                fs::remove_file(&stray).unwrap();
+                assert_eq!(lines(), 0);
+            }
+        }
     }
 }

@@ -244,6 +244,9 @@ impl Watch {
             known.insert(lease.subnet, lease);
         }
         self.known = known;
+        // Some may have been deleted while nobody told us.
+        let is_there = |key: &[u8]| listing.entries.iter().any(|entry| entry.key == key);
+        self.inner.strays().retain(is_there);
         self.send(WatchEvent::Snapshot(self.known.values().cloned().collect())).await
     }
 
