@@ -94,13 +94,14 @@ impl Egress {
     ) -> Egress {
         let lanes: Vec<Lane> =
             queues.into_iter().map(|(queue, socket)| Lane::new(queue, socket)).collect();
+        let segments = lanes.iter().all(|lane| lane.socket.segments());
         let carrier = Carrier {
             planner: Planner {
                 settings: shared.settings,
                 stats: Arc::clone(&shared.stats),
                 answers: Answers::new(shared),
             },
-            outbox: Outbox::new(shared, lanes.iter().all(|lane| lane.socket.segments())),
+            outbox: Outbox::new(&shared.stats, &shared.stop, segments),
             max_packets: if shared.settings.one_by_one { 1 } else { MAX_PACKETS_PER_BATCH },
             tun: Arc::clone(&shared.tun),
             stats: Arc::clone(&shared.stats),

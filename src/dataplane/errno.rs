@@ -35,12 +35,12 @@ pub fn on_send(errno: i32, segmented: bool) -> SendVerdict {
         EINTR => SendVerdict::Retry,
         EAGAIN => SendVerdict::Wait,
         ENOBUFS | ENOMEM => SendVerdict::RetryThenDrop,
-        // No checksum offload on the way out (net/ipv4/udp.c, udp_send_skb, up to 6.10), or a
-        // kernel or filter that does not know the option at all.
-        EIO | EOPNOTSUPP | ENOPROTOOPT if segmented => SendVerdict::DisableSegmentation,
-        // The path is narrower than a segment (EINVAL before 6.14, EMSGSIZE since), or a limit of
-        // this kernel is lower than ours: this run's trouble, not the socket's.
-        EINVAL | EMSGSIZE if segmented => SendVerdict::SplitRun,
+        // A kernel or filter that does not know the option at all.
+        EOPNOTSUPP | ENOPROTOOPT if segmented => SendVerdict::DisableSegmentation,
+        // The path to one peer (net/ipv4/udp.c, udp_send_skb): IPsec, or up to 6.10 a device that
+        // computes no checksums (EIO); narrower than a segment (EINVAL before 6.14, EMSGSIZE
+        // since). Or a limit of this kernel is lower than ours (EINVAL).
+        EIO | EINVAL | EMSGSIZE if segmented => SendVerdict::SplitRun,
         _ => SendVerdict::Drop,
     }
 }
@@ -136,16 +136,16 @@ mod tests {
     }
 
     #[test]
-    fn a_narrow_path_splits_the_run_and_keeps_segmentation() {
-        for errno in [EINVAL, EMSGSIZE] {
+    fn what_one_path_refuses_splits_the_run_and_keeps_segmentation() {
+        for errno in [EIO, EINVAL, EMSGSIZE] {
             assert_eq!(on_send(errno, true), SendVerdict::SplitRun);
             assert_eq!(on_send(errno, false), SendVerdict::Drop);
         }
     }
 
     #[test]
-    fn a_path_without_checksum_offload_ends_segmentation() {
-        for errno in [EIO, EOPNOTSUPP, ENOPROTOOPT] {
+    fn a_kernel_that_does_not_know_the_option_ends_segmentation() {
+        for errno in [EOPNOTSUPP, ENOPROTOOPT] {
             assert_eq!(on_send(errno, true), SendVerdict::DisableSegmentation);
             assert_eq!(on_send(errno, false), SendVerdict::Drop);
         }

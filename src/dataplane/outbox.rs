@@ -19,7 +19,6 @@ use super::stats::{Drop, Stats};
 use super::sys::poll::{StopSignal, Wake};
 use super::sys::send::{SendBatch, Sender};
 use super::sys::socket::UdpSocket;
-use super::worker::Shared;
 use crate::logging::limit::LogGate;
 
 /// Calls that the kernel may answer with "no memory" before a message is dropped.
@@ -87,10 +86,11 @@ impl<'a> Bytes<'a> {
 }
 
 impl Outbox {
-    pub(super) fn new(shared: &Shared, segments: bool) -> Outbox {
+    /// `segments`: whether the sockets can.
+    pub(super) fn new(stats: &Arc<Stats>, stop: &Arc<StopSignal>, segments: bool) -> Outbox {
         Outbox {
-            stats: Arc::clone(&shared.stats),
-            stop: Arc::clone(&shared.stop),
+            stats: Arc::clone(stats),
+            stop: Arc::clone(stop),
             sender: Sender::new(BATCH_MAX_DATAGRAMS, 2 * BATCH_MAX_DATAGRAMS),
             splitter: Sender::new(1, 2),
             segmentation: Segmentation::new(segments),
@@ -267,3 +267,6 @@ fn refused(stats: &Stats, routes: &Routes, run: &Run, packets: u16) {
         route.stats.egress.drops.add(u64::from(packets));
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,8 +1,8 @@
 //! Whether the kernel segments what we send: not while a path refuses it.
 //!
-//! One refusal says little: the path to one peer may have become narrow. Many without a success
-//! between them cost more than they bring; then datagrams go out one by one for a while, and it is
-//! tried again, for paths change.
+//! One refusal says little: the path to one peer may be narrow, or go through IPsec. Many without a
+//! success between them cost more than they bring; then datagrams go out one by one for a while,
+//! and it is tried again, for paths change.
 #![forbid(unsafe_code)]
 
 use super::offload::run::RunLimits;
@@ -38,7 +38,7 @@ enum State {
     Rests {
         datagrams_left: u32,
     },
-    /// The kernel or the device cannot do it.
+    /// The kernel cannot do it.
     Never,
 }
 

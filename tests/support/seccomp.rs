@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
+use std::os::fd::RawFd;
 
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
@@ -44,6 +45,11 @@ impl Refusal {
     /// Only if argument `index`, from 0, is so much or more.
     pub fn at_least(self, index: u8, value: u32) -> Refusal {
         self.if_argument(index, SeccompCmpOp::Ge, u64::from(value))
+    }
+
+    /// Only of this descriptor, which all calls that have one take first.
+    pub fn on(self, fd: RawFd) -> Refusal {
+        self.if_argument(0, SeccompCmpOp::Eq, fd as u64)
     }
 
     fn if_argument(mut self, index: u8, is: SeccompCmpOp, value: u64) -> Refusal {
