@@ -23,7 +23,7 @@ use super::packet::icmp::IcmpError;
 use super::packet::ipv4::{self, Ipv4View};
 use super::routes::{Routes, RoutesReader};
 use super::stats::{Drop, Stats};
-use super::sys::poll::{StopSignal, Wake};
+use super::sys::poll::StopSignal;
 use super::sys::socket::UdpSocket;
 use super::sys::tun::Tun;
 use super::worker::{Exit, Settings, Shared};
@@ -113,22 +113,32 @@ impl Egress {
 
     /// Carries packets until it is told to stop or the device is gone.
     pub(super) fn run(mut self) -> Exit {
+        let exit = self.carry();
+        // What was taken from the device is nobody else's to send.
+        self.carrier.outbox.hurry();
+        for lane in &mut self.lanes {
+            while !lane.batch.is_sent() {
+                self.carrier.send_slice(lane);
+            }
+        }
+        exit
+    }
+
+    fn carry(&mut self) -> Exit {
         while !self.stop.is_set() {
             self.look();
             for lane in self.lanes.iter_mut().filter(|lane| lane.is_busy()) {
-                if lane.batch.is_sent()
-                    && self.carrier.fill(lane, self.routes.load()) == Filled::Gone
-                {
-                    return Exit::DeviceGone;
+                if lane.batch.is_sent() {
+                    // What is still in the device is the next daemon's.
+                    if self.stop.is_set() {
+                        break;
+                    }
+                    if self.carrier.fill(lane, self.routes.load()) == Filled::Gone {
+                        return Exit::DeviceGone;
+                    }
                 }
-                if self.carrier.send_slice(lane) == Wake::Stop {
-                    return Exit::Stopped;
-                }
+                self.carrier.send_slice(lane);
             }
-        }
-        // What was taken from the device is nobody else's to send.
-        for lane in &mut self.lanes {
-            while !lane.batch.is_sent() && self.carrier.send_slice(lane) == Wake::Ready {}
         }
         Exit::Stopped
     }
@@ -201,14 +211,13 @@ impl Carrier {
     }
 
     /// Sends the next slice of the lane's batch.
-    fn send_slice(&mut self, lane: &mut Lane) -> Wake {
-        let Some(routes) = &lane.routes else { return Wake::Ready };
-        let wake = self.outbox.send(&lane.socket, &mut lane.batch, SLICE_BYTES, routes);
+    fn send_slice(&mut self, lane: &mut Lane) {
+        let Some(routes) = &lane.routes else { return };
+        self.outbox.send(&*lane.socket, &mut lane.batch, SLICE_BYTES, routes);
         if lane.batch.is_sent() {
             // An idle lane must not keep an old table alive.
             lane.routes = None;
         }
-        wake
     }
 }
 

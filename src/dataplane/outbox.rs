@@ -3,9 +3,10 @@
 #![forbid(unsafe_code)]
 
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tracing::info;
 
@@ -16,18 +17,21 @@ use super::offload::run::{Datagram, Run, RunLimits, SendPlan};
 use super::routes::Routes;
 use super::segmentation::{Segmentation, Turned};
 use super::stats::{Drop, Stats};
-use super::sys::poll::{StopSignal, Wake};
+use super::sys::poll::{StopSignal, Wake, wait_writable_until};
 use super::sys::send::{SendBatch, Sender};
-use super::sys::socket::UdpSocket;
 use crate::logging::limit::LogGate;
 
 /// Calls that the kernel may answer with "no memory" before a message is dropped.
 const NO_MEMORY_TRIES: u32 = 3;
 
+/// How long a thread that is to stop waits for full sockets, all of them together: in about that
+/// time a buffer empties at 1 Gbit/s.
+const LAST_WAIT: Duration = Duration::from_millis(100);
+
 /// Sends plans.
 pub(super) struct Outbox {
     stats: Arc<Stats>,
-    stop: Arc<StopSignal>,
+    patience: Patience,
     sender: Sender,
     splitter: Sender,
     segmentation: Segmentation,
@@ -90,7 +94,7 @@ impl Outbox {
     pub(super) fn new(stats: &Arc<Stats>, stop: &Arc<StopSignal>, segments: bool) -> Outbox {
         Outbox {
             stats: Arc::clone(stats),
-            stop: Arc::clone(stop),
+            patience: Patience { stop: Arc::clone(stop), ends: None },
             sender: Sender::new(BATCH_MAX_DATAGRAMS, 2 * BATCH_MAX_DATAGRAMS),
             splitter: Sender::new(1, 2),
             segmentation: Segmentation::new(segments),
@@ -103,15 +107,20 @@ impl Outbox {
         self.segmentation.limits()
     }
 
-    /// Sends by `socket` the next runs of `batch` until `slice_bytes` are sent, but one run at
-    /// least.
+    /// From now on a full socket is waited for [`LAST_WAIT`] in all, then its packets are dropped.
+    pub(super) fn hurry(&mut self) {
+        self.patience.hurry();
+    }
+
+    /// Sends by `socket` the next runs of `batch` until `slice_bytes` are sent or dropped, but one
+    /// run at least.
     pub(super) fn send(
         &mut self,
-        socket: &UdpSocket,
+        socket: impl AsFd + Copy,
         batch: &mut Batch,
         slice_bytes: u32,
         routes: &Routes,
-    ) -> Wake {
+    ) {
         let plan = &batch.plan;
         let bytes = Bytes { arena: batch.arena.bytes(), slab: &batch.slab };
         let runs = &plan.runs()[batch.next_run..];
@@ -134,8 +143,8 @@ impl Outbox {
         let mut next = 0;
         while next < messages.len() {
             let run = &runs[next];
-            match hand_over(&mut messages, next, run.count > 1, socket, &self.stop) {
-                Handed::Sent(count) => {
+            match hand_over(&mut messages, next, run.count > 1, socket, &mut self.patience) {
+                Ok(count) => {
                     for run in &runs[next..next + count] {
                         if run.count > 1 {
                             self.stats.egress.superpackets_out.add(1);
@@ -148,14 +157,13 @@ impl Outbox {
                     next += count;
                     continue;
                 }
-                Handed::Stop => return Wake::Stop,
-                Handed::Refused(SendVerdict::SplitRun) => {
+                Err(SendVerdict::SplitRun) => {
                     self.news.tell(self.segmentation.refused(), &self.stats);
                 }
-                Handed::Refused(SendVerdict::DisableSegmentation) => {
+                Err(SendVerdict::DisableSegmentation) => {
                     self.news.tell(self.segmentation.unsupported(), &self.stats);
                 }
-                Handed::Refused(_) => {
+                Err(_) => {
                     refused(&self.stats, routes, run, run.count);
                     next += 1;
                     continue;
@@ -164,16 +172,14 @@ impl Outbox {
             for datagram in plan.datagrams(run) {
                 let mut single = self.splitter.batch();
                 single.push(endpoint(routes, run), None, bytes.of(datagram));
-                match hand_over(&mut single, 0, false, socket, &self.stop) {
-                    Handed::Sent(_) => sent(&self.stats, routes, run, 1, datagram.len()),
-                    Handed::Refused(_) => refused(&self.stats, routes, run, 1),
-                    Handed::Stop => return Wake::Stop,
+                match hand_over(&mut single, 0, false, socket, &mut self.patience) {
+                    Ok(_) => sent(&self.stats, routes, run, 1, datagram.len()),
+                    Err(_) => refused(&self.stats, routes, run, 1),
                 }
             }
             next += 1;
         }
         batch.next_run += next;
-        Wake::Ready
     }
 }
 
@@ -208,39 +214,48 @@ impl News {
     }
 }
 
-/// What became of the messages from some index on.
-enum Handed {
-    /// So many were sent.
-    Sent(usize),
-    /// The first one was not, for good.
-    Refused(SendVerdict),
-    /// The thread shall stop.
-    Stop,
+/// How long a full socket is waited for.
+struct Patience {
+    stop: Arc<StopSignal>,
+    /// Until then; without end before the thread is to stop.
+    ends: Option<Instant>,
+}
+
+impl Patience {
+    fn hurry(&mut self) {
+        self.ends.get_or_insert_with(|| Instant::now() + LAST_WAIT);
+    }
+
+    /// Waits until `socket` can be written; says whether it is worth another try.
+    #[cold]
+    fn wait_for(&mut self, socket: impl AsFd) -> bool {
+        if self.ends.is_none() && self.stop.wait_writable(&socket).ok() == Some(Wake::Stop) {
+            self.hurry();
+        }
+        self.ends.is_none_or(|end| wait_writable_until(socket, end))
+    }
 }
 
 /// Hands the messages of `batch` from `first` on to the kernel; waits out what passes by itself.
+/// Returns how many were sent, or why the first one was not.
 fn hand_over(
     batch: &mut SendBatch<'_, '_>,
     first: usize,
     segmented: bool,
-    socket: &UdpSocket,
-    stop: &StopSignal,
-) -> Handed {
+    socket: impl AsFd + Copy,
+    patience: &mut Patience,
+) -> Result<usize, SendVerdict> {
     let mut tries = 0;
     loop {
         let error = match batch.send(socket, first) {
-            Ok(count) => return Handed::Sent(count),
+            Ok(count) => return Ok(count),
             Err(error) => error,
         };
         match errno::on_send(error.raw_os_error().unwrap_or(0), segmented) {
             SendVerdict::Retry => {}
-            SendVerdict::Wait => {
-                if let Ok(Wake::Stop) = stop.wait_writable(socket) {
-                    return Handed::Stop;
-                }
-            }
+            SendVerdict::Wait if patience.wait_for(socket) => {}
             SendVerdict::RetryThenDrop if tries < NO_MEMORY_TRIES => tries += 1,
-            verdict => return Handed::Refused(verdict),
+            verdict => return Err(verdict),
         }
     }
 }

@@ -51,7 +51,8 @@ pub enum Drop {
     ForeignDestination,
     /// The datagram was larger than any slot and arrived cut.
     Truncated,
-    /// The kernel did not take the packet: no route to the peer, no memory, device down.
+    /// The kernel did not take the packet: no route to the peer, no memory, device down, or a
+    /// socket that was full when we had to stop.
     KernelRefused,
 }
 

@@ -2,10 +2,12 @@
 #[allow(dead_code, unreachable_pub)] // It is made for the tests of the daemon.
 mod seccomp;
 
+use std::os::fd::{AsRawFd, OwnedFd};
+
 use self::seccomp::{Refusal, refused};
 use super::super::offload::span::Span;
 use super::super::routes::Route;
-use super::super::sys::socket::{Sharing, UdpWish};
+use super::super::sys::socket::{Sharing, UdpSocket, UdpWish};
 use super::*;
 
 const PACKET_BYTES: usize = 1000;
@@ -85,4 +87,38 @@ fn a_train_that_fails_by_eio_costs_the_others_nothing() {
     });
     assert_eq!(stats.egress.superpackets_out.get(), u64::from(BATCHES));
     assert_eq!(stats.egress.dropped(Drop::KernelRefused), 0);
+}
+
+/// What is never writable: a full pipe. `sendmmsg` is kept from seeing that it is no socket.
+fn full() -> (OwnedFd, OwnedFd, Refusal) {
+    let (reader, writer) = rustix::pipe::pipe().unwrap();
+    rustix::io::ioctl_fionbio(&writer, true).unwrap();
+    while rustix::io::write(&writer, &[0; 65_536]).is_ok() {}
+    let refusal = Refusal::of(libc::SYS_sendmmsg, libc::EAGAIN).on(writer.as_raw_fd());
+    (writer, reader, refusal)
+}
+
+#[test]
+fn a_stop_leaves_unsent_only_what_has_no_room() {
+    let (peers, open, mut outbox) = (Peers::new(), socket(), outbox());
+    let (full, _reader, refusal) = full();
+    let (stats, stop) = (Arc::clone(&outbox.stats), Arc::clone(&outbox.patience.stop));
+    let mut goes_out = batch_for(&[0, 1, 1, 0, 0], outbox.limits());
+    let mut stuck = batch_for(&[0, 1, 0], outbox.limits());
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            refused(&[refusal], || {
+                // A slice of each, as lanes take turns; then the rest of what is on its way.
+                outbox.send(&open, &mut goes_out, 1, &peers.routes);
+                outbox.send(&full, &mut stuck, 1, &peers.routes);
+                outbox.send(&full, &mut stuck, u32::MAX, &peers.routes);
+                outbox.send(&open, &mut goes_out, u32::MAX, &peers.routes);
+            });
+        });
+        stop.set();
+    });
+    assert!(goes_out.is_sent() && stuck.is_sent());
+    assert_eq!((peers.received(0), peers.received(1)), (vec![0, 3, 4], vec![1, 2]));
+    assert_eq!(stats.egress.packets.get(), 5);
+    assert_eq!(stats.egress.dropped(Drop::KernelRefused), 3);
 }

@@ -4,6 +4,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Instant;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
@@ -121,6 +122,20 @@ impl StopSignal {
     }
 }
 
+/// Waits until `fd` can be written, up to `deadline` at most; says whether it can, or has an error
+/// that the next call on it reports.
+pub fn wait_writable_until(fd: impl AsFd, deadline: Instant) -> bool {
+    let mut fds = [PollFd::new(&fd, PollFlags::OUT)];
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        // More seconds than the kernel counts are none here.
+        match poll(&mut fds, Some(&Timespec::try_from(left).unwrap_or_default())) {
+            Err(Errno::INTR) => {}
+            ready => return ready.is_ok_and(|count| count > 0),
+        }
+    }
+}
+
 impl Ready {
     /// Whether nothing is ready.
     #[inline]
@@ -139,6 +154,8 @@ impl Ready {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -154,6 +171,18 @@ mod tests {
         });
         assert!(stop.is_set());
         assert_eq!(stop.wait_writable(&writer).unwrap(), Wake::Stop);
+    }
+
+    #[test]
+    fn a_deadline_ends_the_wait_for_what_stays_full() {
+        let (_reader, writer) = rustix::pipe::pipe().unwrap();
+        assert!(wait_writable_until(&writer, Instant::now()));
+        rustix::io::ioctl_fionbio(&writer, true).unwrap();
+        while rustix::io::write(&writer, &[0; 65_536]).is_ok() {}
+        let deadline = Instant::now() + Duration::from_millis(10);
+        assert!(!wait_writable_until(&writer, deadline));
+        assert!(Instant::now() >= deadline);
+        assert!(!wait_writable_until(&writer, deadline));
     }
 
     #[test]
