@@ -14,7 +14,7 @@ use libc::{
 pub enum SendVerdict {
     /// Call again: a signal came in between.
     Retry,
-    /// Wait until the socket is writable, then call again.
+    /// Wait until the socket is writable, then call again; a few times, then drop.
     Wait,
     /// The kernel is short of memory: call again a few times, then drop.
     RetryThenDrop,

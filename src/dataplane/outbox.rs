@@ -21,8 +21,10 @@ use super::sys::poll::{StopSignal, Wake, wait_writable_until};
 use super::sys::send::{SendBatch, Sender};
 use crate::logging::limit::LogGate;
 
-/// Calls that the kernel may answer with "no memory" before a message is dropped.
-const NO_MEMORY_TRIES: u32 = 3;
+/// Calls that the kernel may answer with "no memory", or with "full" although the socket could be
+/// written just then, before a message is dropped. The latter is not the socket's word: so does a
+/// route whose packets wait for IPsec (net/xfrm/xfrm_policy.c, xdst_queue_output).
+const MAX_TRIES: u32 = 3;
 
 /// How long a thread that is to stop waits for full sockets, all of them together: in about that
 /// time a buffer empties at 1 Gbit/s.
@@ -253,8 +255,8 @@ fn hand_over(
         };
         match errno::on_send(error.raw_os_error().unwrap_or(0), segmented) {
             SendVerdict::Retry => {}
-            SendVerdict::Wait if patience.wait_for(socket) => {}
-            SendVerdict::RetryThenDrop if tries < NO_MEMORY_TRIES => tries += 1,
+            SendVerdict::Wait if tries < MAX_TRIES && patience.wait_for(socket) => tries += 1,
+            SendVerdict::RetryThenDrop if tries < MAX_TRIES => tries += 1,
             verdict => return Err(verdict),
         }
     }

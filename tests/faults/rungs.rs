@@ -3,19 +3,20 @@
 
 use std::net::SocketAddrV4;
 use std::os::unix::fs::PermissionsExt;
-use std::time::Duration;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 use libc::{EINVAL, ENOBUFS, ENOPROTOOPT, ENOSYS, EPERM};
 
-use crate::cluster::{Cluster, FEW_LINES, report};
+use crate::cluster::{Cluster, FEW_LINES, flood, report};
 use crate::support::admin;
 use crate::support::daemon::PATIENCE;
 use crate::support::lab::LabHost;
-use crate::support::root_or_skip;
 use crate::support::rules::tools_or_skip;
 use crate::support::running::Traffic;
 use crate::support::seccomp::{Refusal, refused};
 use crate::support::traffic::{End, tcp_transfer, udp_exchange};
+use crate::support::{root_or_skip, skip};
 
 /// What a transfer of each direction carries.
 const TCP_BYTES: usize = 4_000_000;
@@ -223,6 +224,31 @@ fn a_kernel_without_memory_to_send_breaks_no_connection() {
     report(test, outcome.longest_gap, &outcome);
     let log = cluster.daemon(1).log();
     assert!(log.lines().count() <= cluster.daemon(0).log().lines().count() + FEW_LINES, "{log}");
+}
+
+/// IPsec that has no key yet, to one peer: the kernel holds a hundred packets, and says `EAGAIN` to
+/// more although the socket has room.
+#[test]
+fn a_peer_whose_packets_wait_for_ipsec_stops_no_other() {
+    const WAIT: &str = "net.core.xfrm_larval_drop";
+    let test = "a_peer_whose_packets_wait_for_ipsec_stops_no_other";
+    if !root_or_skip(test) {
+        return;
+    }
+    if !Path::new("/proc/sys").join(WAIT.replace('.', "/")).exists() {
+        return skip(test, "a kernel with CONFIG_XFRM_USER");
+    }
+    let cluster = Cluster::of(3, &[]);
+    let netns = &cluster.lab.host(0).netns;
+    netns.sysctl(WAIT, "0");
+    cluster.endure(test, || {
+        let wanted = "tmpl src 10.4.7.21 dst 10.4.7.23 proto esp mode transport";
+        netns.ip(&format!("xfrm policy add dir out dst 10.4.7.23/32 {wanted}"));
+        flood(cluster.pod(0), cluster.pod(2).address, Duration::from_secs(2));
+        netns.ip("xfrm policy flush");
+        Instant::now()
+    });
+    assert!(refused_packets(&cluster, 0) > 0);
 }
 
 /// A firewall on the way out: the kernel says `EPERM` to each send.

@@ -122,3 +122,21 @@ fn a_stop_leaves_unsent_only_what_has_no_room() {
     assert_eq!(stats.egress.packets.get(), 5);
     assert_eq!(stats.egress.dropped(Drop::KernelRefused), 3);
 }
+
+/// As to a peer whose packets wait for IPsec.
+#[test]
+fn an_eagain_that_is_not_the_sockets_costs_its_packets_only() {
+    let (peers, open, mut outbox) = (Peers::new(), socket(), outbox());
+    let never = socket();
+    let refusal = Refusal::of(libc::SYS_sendmmsg, libc::EAGAIN).on(never.as_fd().as_raw_fd());
+    let stats = Arc::clone(&outbox.stats);
+    refused(&[refusal], || {
+        for socket in [&never, &open] {
+            let mut batch = batch_for(&[0, 1, 0], outbox.limits());
+            outbox.send(socket, &mut batch, u32::MAX, &peers.routes);
+            assert!(batch.is_sent());
+        }
+    });
+    assert_eq!((peers.received(0), peers.received(1)), (vec![0, 2], vec![1]));
+    assert_eq!(stats.egress.dropped(Drop::KernelRefused), 3);
+}
