@@ -149,13 +149,13 @@ fn every_width_carries_the_same_traffic() {
     }
 }
 
-/// Peers that stand on different rungs, and an MTU of jumbo frames.
+/// Peers that stand on different rungs; also with jumbo frames, and with an MTU beyond those.
 #[test]
 fn the_top_rung_talks_to_the_bottom_rung() {
     if !root_or_skip("the_top_rung_talks_to_the_bottom_rung") {
         return;
     }
-    for mtu in [1500, 9000] {
+    for mtu in [1500, 9000, 16_000] {
         let lab = Lab::with_links(2, mtu, LinkModel::Whole);
         let overlay =
             Overlay::with_lab(lab, |host| if host == 0 { vec![] } else { vec!["--offload=off"] });

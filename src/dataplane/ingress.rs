@@ -29,13 +29,20 @@ use super::worker::{Exit, Shared};
 
 /// Slots of a socket that merges: the kernel fills each with a train of up to 65,507 bytes.
 const TRAIN_SLOTS: usize = 8;
-/// Bytes of such a slot; a shorter one would cut trains without notice.
+/// Bytes of such a slot; a shorter one would cut trains, and then all of a train is dropped.
 const TRAIN_SLOT_BYTES: usize = 65_536;
 
-/// Slots of a socket that does not merge: one datagram each.
+/// Slots of a socket that does not merge, one datagram each; fewer of larger ones.
 const DATAGRAM_SLOTS: usize = 64;
-/// Bytes of such a slot: more than any datagram of a peer with jumbo frames.
+/// Bytes of such a slot, unless our own MTU is larger: more than any datagram of a peer with jumbo
+/// frames. What a peer of a still larger MTU sends is dropped, and counted as truncated.
 const DATAGRAM_SLOT_BYTES: usize = 9_216;
+
+/// Slots, and bytes of each, for datagrams of up to `mtu` bytes: in the same memory, whatever it is.
+fn datagram_slots(mtu: u16) -> (usize, usize) {
+    let slot_bytes = DATAGRAM_SLOT_BYTES.max(mtu.into());
+    (DATAGRAM_SLOTS * DATAGRAM_SLOT_BYTES / slot_bytes, slot_bytes)
+}
 
 /// The ingress thread's state.
 pub(super) struct Ingress {
@@ -89,7 +96,7 @@ impl Ingress {
         let (slots, slot_bytes) = if shared.receivers.iter().all(|socket| socket.merges()) {
             (TRAIN_SLOTS, TRAIN_SLOT_BYTES)
         } else {
-            (DATAGRAM_SLOTS, DATAGRAM_SLOT_BYTES)
+            datagram_slots(settings.mtu)
         };
         let slots = if settings.one_by_one { 1 } else { slots };
         let caps = MergeCaps {
@@ -347,5 +354,20 @@ impl Device<'_> {
             }
         }
         Written::Done
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_hold_what_the_tunnel_carries_in_the_same_memory() {
+        assert_eq!(datagram_slots(1472), (DATAGRAM_SLOTS, DATAGRAM_SLOT_BYTES));
+        for mtu in [68, 9_216, 9_217, 15_972, 65_507, u16::MAX] {
+            let (slots, slot_bytes) = datagram_slots(mtu);
+            assert!(slots >= 9 && slot_bytes >= usize::from(mtu), "{mtu}");
+            assert!(slots * slot_bytes <= DATAGRAM_SLOTS * DATAGRAM_SLOT_BYTES, "{mtu}");
+        }
     }
 }
