@@ -24,13 +24,17 @@ pub const UDP_MAX_SEGMENTS: usize = 64;
 pub const UDP_SAFE_SEGMENTS: usize = UDP_MAX_SEGMENTS - 1;
 
 /// Segments that one superpacket is cut into at most; a sender with a tiny segment size would
-/// otherwise make thousands of packets of one read (C13). Enough for a full superpacket of the
-/// smallest segments that Linux sends: 48 bytes (`net.ipv4.tcp_min_snd_mss`).
-pub const SUPERPACKET_MAX_SEGMENTS: usize = IP_MAX_BYTES / 48 + 1;
+/// otherwise make thousands of packets of one read (C13).
+///
+/// Enough for a full superpacket of segments of 36 bytes: the least of `net.ipv4.tcp_min_snd_mss`,
+/// 48, less the 12 of timestamps. Reports of lost segments (SACK) leave 8 at the worst
+/// (include/net/tcp.h, `TCP_MIN_GSO_SIZE`); of such a superpacket above the limit TCP takes the drop
+/// for congestion, sends less at once, and soon nothing above it.
+pub const SUPERPACKET_MAX_SEGMENTS: usize = IP_MAX_BYTES / 36 + 1;
 
-/// Datagrams, and runs, that one egress batch plans: any one superpacket, or what several of usual
-/// segments make.
-pub const BATCH_MAX_DATAGRAMS: usize = 2048;
+/// Datagrams, and runs, that one egress batch plans: any one superpacket behind what several of
+/// usual segments make.
+pub const BATCH_MAX_DATAGRAMS: usize = 2560;
 
 /// Segments that one TCP item is merged from at most. 65,535 bytes in segments of an MTU of 576
 /// are 128; the bound exists for tiny ones, whose pieces must fit into one `writev`.

@@ -177,6 +177,17 @@ fn c13_a_tiny_segment_size_is_bounded() {
 }
 
 #[test]
+fn a_full_superpacket_of_the_smallest_segments_is_cut_right() {
+    // What `tcp_min_snd_mss` leaves beside timestamps.
+    let spec = Spec::default();
+    let payload = noise(65_535 - 52);
+    let (packet, hdr) = spec.tcp_super(&payload, 48 - 12);
+    let segments = cut(&packet, &hdr, 1472).unwrap();
+    assert_eq!(segments.len(), 1819);
+    assert_eq!(segments, expected_tcp(&spec, &payload, 36));
+}
+
+#[test]
 fn segments_above_the_mtu_are_refused_with_their_size() {
     let (packet, hdr) = Spec::default().tcp_super(&noise(3000), 1421);
     let too_big = SegmentError::TooBig { bytes: 1473, mtu: 1472 };
