@@ -28,6 +28,7 @@ use crate::dataplane::sys::socket::UdpWish;
 use crate::dataplane::sys::tun::TunOffload;
 use crate::dataplane::worker::Width;
 use crate::host::interface::{self, InterfaceWish};
+use crate::host::kernel;
 use crate::host::netlink::Host;
 use crate::host::rules::{Family, KeptRules, Nets, Rules};
 use crate::host::tun_setup::MAX_ALIAS_BYTES;
@@ -107,13 +108,14 @@ impl<'o> Daemon<'o> {
         state.store_is(Arc::clone(&store));
         let mut rng: StdRng = rand::make_rng();
         let host = Host::open()?;
+        let udp = udp_wish(options);
         let mut kept = Some(kept);
         let (config, rules, mut backend, own) = loop {
             let config = acquire::wait_for_config(&*store, &mut rng).await?;
             let rules =
                 Rules::prepare(options.rules, config.enable_nftables, families(&config)).await?;
             let kept = kept.take().unwrap_or_default();
-            let backend = prepare(options, &config, host.clone(), kept).await?;
+            let backend = prepare(options, &config, udp, host.clone(), kept).await?;
             let (leased_by, own) = acquire::acquire_with_retry(
                 &*store,
                 &backend.attrs(),
@@ -386,6 +388,7 @@ pub(crate) async fn open_store(options: &StoreOptions) -> Result<Arc<dyn SubnetS
 async fn prepare(
     options: &Options,
     config: &NetworkConfig,
+    udp: UdpWish,
     host: Host,
     kept: Kept,
 ) -> anyhow::Result<Box<dyn Backend>> {
@@ -401,7 +404,7 @@ async fn prepare(
         tun_name: options.tun_name.clone(),
         tun_alias: tun_alias(&options.subnet_file),
         tun_offload: tun_offload(options.offload),
-        udp: UdpWish { gso: options.udp_gso, gro: options.udp_gro },
+        udp,
         source_check: options.source_check,
         width: Width {
             queues: options.queues,
@@ -440,6 +443,19 @@ pub(crate) fn tun_offload(mode: OffloadMode) -> TunOffload {
         OffloadMode::Tso => TunOffload::Tso,
         OffloadMode::Off => TunOffload::None,
     }
+}
+
+/// What is asked of the UDP sockets; told if it is less than usual.
+fn udp_wish(options: &Options) -> UdpWish {
+    let release = kernel::release();
+    let wish = options.udp_wish(&release);
+    if options.udp_gso.is_none() && !wish.gso {
+        info!(
+            "Linux {release} breaks trains of datagrams (UDP_SEGMENT): they go out one by one; \
+             --udp-gso sends trains all the same, --udp-gso=false ends this message"
+        );
+    }
+    wish
 }
 
 /// Each pair keeps two CPUs busy at most; more than four would cost more memory and wake-ups than a

@@ -10,8 +10,9 @@ use super::Report;
 use crate::cli::{OffloadMode, Options};
 use crate::daemon::tun_offload;
 use crate::dataplane::sys::clock;
-use crate::dataplane::sys::socket::{SOCKET_BUFFER_BYTES, Sharing, UdpSocket, UdpWish};
+use crate::dataplane::sys::socket::{SOCKET_BUFFER_BYTES, Sharing, UdpSocket};
 use crate::dataplane::sys::tun::{Tun, TunError, TunOffload};
+use crate::host::kernel;
 
 const TUN: &str = "/dev/net/tun";
 
@@ -122,7 +123,8 @@ fn device(options: &Options, report: &mut Report) {
 
 /// Opens a UDP socket on the loopback as the daemon would.
 fn socket(options: &Options, report: &mut Report) {
-    let wish = UdpWish { gso: options.udp_gso, gro: options.udp_gro };
+    let release = kernel::release();
+    let wish = options.udp_wish(&release);
     let address = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0);
     let socket = match UdpSocket::bind(address, wish, Sharing::Never) {
         Ok(socket) => socket,
@@ -131,7 +133,7 @@ fn socket(options: &Options, report: &mut Report) {
             return report.failure("udp", error.to_string(), fix);
         }
     };
-    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    segmentation(options, &release, report);
     let missing: Vec<&str> = [
         ("UDP_SEGMENT (Linux 4.18)", wish.gso && !socket.segments()),
         ("UDP_GRO (Linux 5.0)", wish.gro && !socket.merges()),
@@ -162,6 +164,27 @@ fn socket(options: &Options, report: &mut Report) {
     }
 }
 
+/// What a kernel of this release makes of trains of datagrams, if that is known to be wrong.
+fn segmentation(options: &Options, release: &str, report: &mut Report) {
+    if !kernel::breaks_udp_segmentation(release) {
+        return;
+    }
+    let text = format!("Linux {release} breaks trains of datagrams (UDP_SEGMENT)");
+    match options.udp_gso {
+        Some(true) => report.warning(
+            "udp",
+            format!("{text}, and --udp-gso lets it"),
+            "use Linux 7.1.5, or remove --udp-gso, unless the distribution has mended this one",
+        ),
+        Some(false) => {}
+        None => report.note(
+            "udp",
+            format!("{text}: they go out one by one, at a higher cost"),
+            Some("use Linux 7.1.5; if the distribution has mended this one, set --udp-gso"),
+        ),
+    }
+}
+
 fn clock(report: &mut Report) {
     match clock::is_synchronised() {
         Ok(true) => report.ok("clock", "kept right by NTP or the like"),
@@ -172,5 +195,30 @@ fn clock(report: &mut Report) {
             Some("run chrony, systemd-timesyncd or ntpd"),
         ),
         Err(error) => report.note("clock", format!("its state cannot be read: {error}"), None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::report::Severity;
+    use super::*;
+    use crate::cli::{self, Command};
+
+    #[test]
+    fn a_kernel_that_breaks_trains_is_found() {
+        let found = |args: &[&str], release| {
+            let Ok(Command::Run(options)) = cli::parse(args.iter().map(Into::into), |_| None)
+            else {
+                panic!("{args:?}")
+            };
+            let mut report = Report::default();
+            segmentation(&options, release, &mut report);
+            report.findings.first().map(|finding| finding.severity)
+        };
+        assert_eq!(found(&[], "7.1.4"), Some(Severity::Note));
+        assert_eq!(found(&["--udp-gso"], "7.1.4"), Some(Severity::Warning));
+        assert_eq!(found(&["--udp-gso=false"], "7.1.4"), None);
+        assert_eq!(found(&["--offload=off"], "7.1.4"), None);
+        assert_eq!(found(&[], "7.1.5"), None);
     }
 }

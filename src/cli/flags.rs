@@ -108,7 +108,13 @@ const UPSTREAM: &[Flag] = &[
 const OURS: &[Flag] = &[
     flag("store-dir", Text, "", "directory that holds the leases, instead of etcd"),
     flag("offload", Text, "auto", "offloads of the TUN device: auto, tso (TCP only) or off"),
-    flag("udp-gso", Bool, "", "send many datagrams as one [default: true unless --offload=off]"),
+    flag(
+        "udp-gso",
+        Bool,
+        "",
+        "send many datagrams as one [default: true unless --offload=off or on Linux 7.0.0 to \
+         7.1.4, which break them]",
+    ),
     flag("udp-gro", Bool, "", "receive many datagrams as one [default: true unless --offload=off]"),
     flag(
         "source-check",

@@ -13,8 +13,10 @@ use thiserror::Error;
 use super::{UsageError, Values};
 use crate::admin;
 use crate::dataplane::sys::poll::POLL_MAX;
+use crate::dataplane::sys::socket::UdpWish;
 use crate::dataplane::worker::SourceCheck;
 use crate::host::capabilities::Need;
+use crate::host::kernel;
 use crate::host::rules::{ForwardRules, RulesOptions};
 use crate::logging::{Format, LogOptions, Verbosity};
 
@@ -58,8 +60,8 @@ pub struct Options {
     pub rules: RulesOptions,
     /// The most that is tried of the TUN device's offloads.
     pub offload: OffloadMode,
-    /// Whether to try sending many datagrams as one.
-    pub udp_gso: bool,
+    /// Whether to try sending many datagrams as one; `None`: unless the kernel breaks them.
+    pub udp_gso: Option<bool>,
     /// Whether to try receiving many datagrams as one.
     pub udp_gro: bool,
     /// Which datagrams are accepted.
@@ -203,7 +205,6 @@ impl Options {
     pub(super) fn from_values(values: &Values) -> Result<Self, UsageError> {
         let margin = count(values, "subnet-lease-renew-margin", "minutes", 1..=1439)?;
         let offload = choice(values, "offload")?;
-        let wanted = |name| values.flag(name).unwrap_or(offload != OffloadMode::Off);
         let path = |name| match values.text(name) {
             "" => Err(values.error(name, "a file name")),
             path => Ok(PathBuf::from(path)),
@@ -221,8 +222,8 @@ impl Options {
             subnet_file,
             rules: rules(values)?,
             offload,
-            udp_gso: wanted("udp-gso"),
-            udp_gro: wanted("udp-gro"),
+            udp_gso: values.flag("udp-gso").or((offload == OffloadMode::Off).then_some(false)),
+            udp_gro: values.flag("udp-gro").unwrap_or(offload != OffloadMode::Off),
             source_check: choice(values, "source-check")?,
             queues: number(values, "queues", MAX_QUEUES)?.unwrap_or(DEFAULT_QUEUES),
             threads: number(values, "threads", MAX_THREADS)?,
@@ -235,6 +236,12 @@ impl Options {
 }
 
 impl Options {
+    /// What is asked of the UDP sockets on a kernel of this release.
+    pub fn udp_wish(&self, release: &str) -> UdpWish {
+        let gso = self.udp_gso.unwrap_or(!kernel::breaks_udp_segmentation(release));
+        UdpWish { gso, gro: self.udp_gro }
+    }
+
     /// The files and directories that the daemon works with.
     pub fn files(&self) -> Vec<Need> {
         // A name alone has an empty path above it: the working directory.

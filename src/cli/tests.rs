@@ -52,7 +52,7 @@ fn defaults_are_upstreams() {
     };
     assert_eq!(options.rules, rules);
     assert_eq!(options.offload, OffloadMode::Auto);
-    assert!(options.udp_gso && options.udp_gro);
+    assert_eq!((options.udp_gso, options.udp_gro), (None, true));
     assert_eq!(options.source_check, SourceCheck::Peer);
     assert_eq!(options.tun_name, "flannel%d");
     assert_eq!((options.queues, options.threads), (16, None));
@@ -100,7 +100,7 @@ fn the_last_of_repeated_flags_wins() {
     let options =
         options(&["-v=1", "-tun-name=a", "-v", "3", "--tun-name=b", "-udp-gso", "-udp-gso=0"]);
     assert_eq!((options.log.verbosity.everywhere, options.tun_name.as_str()), (3, "b"));
-    assert!(!options.udp_gso);
+    assert_eq!(options.udp_gso, Some(false));
 }
 
 #[test]
@@ -118,7 +118,7 @@ fn variables_stand_in_for_flags_that_are_not_given() {
     assert_eq!(options.iface, ["eth0,eth1"], "one entry");
     assert_eq!(options.log.verbosity.everywhere, 1, "the command line wins");
     assert_eq!(options.subnet_file, Path::new("/run/flannel/subnet.env"), "empty is unset");
-    assert!(options.udp_gso && !options.udp_gro);
+    assert_eq!((options.udp_gso, options.udp_gro), (None, false));
 
     // A flag with its default value is given all the same.
     assert_eq!(options_with(&["-v=0"], &env).log.verbosity.everywhere, 0);
@@ -228,13 +228,25 @@ fn rules_that_are_asked_for_are_told_from_those_by_default() {
 }
 
 #[test]
+fn a_kernel_that_breaks_trains_gets_none_unless_they_are_asked_for() {
+    let gso = |args: &[&str], release| options(args).udp_wish(release).gso;
+    let (broken, sound) = ("7.0.2-6-pve", "7.1.5");
+    assert!(!gso(&[], broken) && gso(&[], sound));
+    assert!(gso(&["--udp-gso"], broken) && !gso(&["--udp-gso=false"], sound));
+    assert!(!gso(&["--offload=off"], sound));
+    assert!(options(&[]).udp_wish(broken).gro);
+    let env = [("FLANNELD_UDP_GSO", "true")];
+    assert!(options_with(&[], &env).udp_wish(broken).gso);
+}
+
+#[test]
 fn offload_off_takes_gso_and_gro_along_unless_they_are_asked_for() {
     let off = options(&["--offload=off"]);
-    assert_eq!((off.offload, off.udp_gso, off.udp_gro), (OffloadMode::Off, false, false));
+    assert_eq!((off.offload, off.udp_gso, off.udp_gro), (OffloadMode::Off, Some(false), false));
     let gso = options(&["--offload=off", "--udp-gso"]);
-    assert_eq!((gso.udp_gso, gso.udp_gro), (true, false));
+    assert_eq!((gso.udp_gso, gso.udp_gro), (Some(true), false));
     let tso = options(&["--offload=tso", "--udp-gro=false", "--source-check=strict"]);
-    assert_eq!((tso.offload, tso.udp_gso, tso.udp_gro), (OffloadMode::Tso, true, false));
+    assert_eq!((tso.offload, tso.udp_gso, tso.udp_gro), (OffloadMode::Tso, None, false));
     assert_eq!(tso.source_check, SourceCheck::Strict);
     assert_eq!(options(&["-source-check=off"]).source_check, SourceCheck::Off);
 }

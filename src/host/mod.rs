@@ -7,6 +7,7 @@ pub mod blackhole;
 pub mod capabilities;
 pub mod error;
 pub mod interface;
+pub mod kernel;
 pub mod link;
 pub mod monitor;
 pub mod netlink;
