@@ -20,7 +20,8 @@ pub enum SendVerdict {
     RetryThenDrop,
     /// Send the datagrams of this run one by one; if that happens often, segmentation rests.
     SplitRun,
-    /// Send the datagrams of this run one by one, and switch segmentation off for this socket.
+    /// Send the datagrams of this run one by one, and switch segmentation off for all sockets of
+    /// the thread.
     DisableSegmentation,
     /// This destination cannot be reached: drop the run, go on with the next.
     Drop,

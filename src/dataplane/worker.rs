@@ -174,8 +174,11 @@ impl Drop for PanicNote {
 }
 
 impl Dataplane {
-    /// Starts the pairs of threads, and shares queues and sockets out among them. When the device
-    /// is deleted from outside all end, and `on_device_gone` is called by each.
+    /// Starts the pairs of threads, and shares queues and sockets out among them.
+    ///
+    /// When the device is deleted from outside, each thread that notices calls `on_device_gone` and
+    /// ends: one of egress at once, one of ingress when it has a packet to write. Without any it
+    /// stays until it is told to stop.
     ///
     /// # Errors
     /// When there is no descriptor or no thread to be had.

@@ -1,8 +1,9 @@
 //! The only unsafe code of the crate: batched system calls, vector instructions, and what no safe
 //! crate has.
 //!
-//! Each wrapper takes borrowed slices and fills the kernel's structures within one call, so that
-//! no pointer outlives what it points at.
+//! A wrapper puts the addresses of slices into the kernel's structures only while it borrows them:
+//! until its call returns, or as long as the value lives that borrows them for a later call
+//! (`SendBatch`, `TunWrite`). So no pointer is used after what it points at is gone.
 
 pub mod checksum;
 pub mod clock;
