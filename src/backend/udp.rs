@@ -299,6 +299,8 @@ impl UdpBackend {
         if let Some(dataplane) = running.dataplane.take() {
             dataplane.stop_and_remove_device();
         }
+        // A service manager that holds its queues as well keeps it alive (decision 017).
+        self.host.remove_tuns(&self.options.tun_alias).await?;
         let tun = self.options.create_tun(&running.name)?;
         self.launch(tun, running).await.map(|()| true)
     }

@@ -70,6 +70,21 @@ impl Host {
         Ok(taken)
     }
 
+    /// Removes the TUN devices with this alias, whatever their names are by now and whoever holds
+    /// them.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel cannot be asked, or refuses.
+    pub async fn remove_tuns(&self, alias: &str) -> Result<(), HostError> {
+        for link in self.links().await? {
+            if link.is_tun && link.alias == alias {
+                self.delete_link(&link.name).await?;
+            }
+        }
+        Ok(())
+    }
+
     /// Why a device cannot be taken over, if so.
     async fn unfit(
         &self,

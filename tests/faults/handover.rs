@@ -11,13 +11,13 @@ const QUEUES: usize = 16;
 const RECEIVERS: usize = 8;
 
 /// A cluster whose daemons a service manager starts.
-struct Managed {
-    cluster: Cluster,
+pub(crate) struct Managed {
+    pub(crate) cluster: Cluster,
     managers: [ServiceManager; 2],
 }
 
 impl Managed {
-    fn new() -> Managed {
+    pub(crate) fn new() -> Managed {
         let mut cluster = Cluster::new(&[]);
         let managers = [0, 1].map(|host| ServiceManager::new(cluster.lab.host(host)));
         for host in [0, 1] {

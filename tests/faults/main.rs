@@ -7,6 +7,7 @@ mod attacks;
 mod backlog;
 mod cluster;
 mod device;
+mod handed_device;
 mod handover;
 mod host;
 mod leases;
