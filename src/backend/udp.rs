@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use ipnet::Ipv4Net;
 use tokio::sync::{Notify, mpsc, watch};
+use tokio::time::{self, sleep_until};
 use tracing::{info, warn};
 
 use super::kept::{self, Kept, ToKeep};
@@ -162,8 +163,16 @@ enum Trouble {
     Changed,
     /// The device is not there any more, or was renamed.
     Gone,
-    /// The last repair failed.
-    Unrepaired,
+    /// The last repair failed; the next is due then. A point in time and not a pause, which would
+    /// begin anew with each call of [`Backend::disturbed`].
+    Unrepaired(time::Instant),
+}
+
+impl Trouble {
+    /// A repair failed just now.
+    fn unrepaired() -> Trouble {
+        Trouble::Unrepaired(time::Instant::now() + REPAIR_INTERVAL)
+    }
 }
 
 impl UdpBackend {
@@ -382,7 +391,7 @@ impl Backend for UdpBackend {
         let result = self.configure(&running).await;
         if let Err(error) = &result {
             self.view.device_is_not(error.to_string());
-            running.trouble = Some(Trouble::Unrepaired);
+            running.trouble = Some(Trouble::unrepaired());
         }
         self.running = Some(running);
         result.map(|_| ())
@@ -390,9 +399,8 @@ impl Backend for UdpBackend {
 
     async fn disturbed(&mut self) {
         let Some(running) = &mut self.running else { return std::future::pending().await };
-        if running.trouble == Some(Trouble::Unrepaired) {
-            tokio::time::sleep(REPAIR_INTERVAL).await;
-            return;
+        if let Some(Trouble::Unrepaired(due)) = running.trouble {
+            return sleep_until(due).await;
         }
         let trouble = loop {
             tokio::select! {
@@ -435,7 +443,7 @@ impl Backend for UdpBackend {
                     if let Some(withheld) = self.complaint.due(&text, Instant::now()) {
                         warn!("{name} is not as it must be: {text}; trying again{withheld}");
                     }
-                    running.trouble = Some(Trouble::Unrepaired);
+                    running.trouble = Some(Trouble::unrepaired());
                 }
             }
         }
@@ -456,5 +464,67 @@ impl Backend for UdpBackend {
         }
         info!("egress: {}", self.view.stats.egress);
         info!("ingress: {}", self.view.stats.ingress);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A backend whose device cannot be made: its name is too long.
+    fn hopeless() -> UdpBackend {
+        let address = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0);
+        let options = UdpOptions {
+            tun_name: "a-name-of-too-many-bytes".to_owned(),
+            tun_alias: "flanneld /run/no/such/subnet.env".to_owned(),
+            tun_offload: TunOffload::Tso,
+            udp: UdpWish { gso: false, gro: false },
+            source_check: SourceCheck::Peer,
+            width: Width { queues: 2, pairs: 1 },
+            busy_poll: Duration::ZERO,
+        };
+        let (overlay, own) = ("172.7.0.0/16".parse().unwrap(), "172.7.5.0/24".parse().unwrap());
+        let running = Running {
+            overlay,
+            own,
+            name: options.tun_name.clone(),
+            routes: SharedRoutes::new(Routes::build(overlay, own, Vec::new())),
+            dataplane: None,
+            device_gone: Arc::default(),
+            changes: mpsc::channel(1).1,
+            trouble: Some(Trouble::Gone),
+            launched: 0,
+        };
+        UdpBackend {
+            host: Host::open().unwrap(),
+            public_ip: *address.ip(),
+            address: *address.ip(),
+            address_is_here: watch::channel(true).1,
+            port: address.port(),
+            mtu: 1472,
+            sockets: Sockets::bind(address, options.udp, options.width, Vec::new()).unwrap(),
+            view: Arc::default(),
+            prepared: None,
+            running: Some(running),
+            complaint: Complaint::default(),
+            put_back: LogGate::after(REPAIRS_TOLD_AT_ONCE),
+            options,
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_next_repair_is_due_in_time_however_often_it_is_asked_for() {
+        let mut backend = hopeless();
+        for _ in 0..2 {
+            assert!(!backend.repair().await, "there is no such device");
+            let failed = time::Instant::now();
+            for _ in 0..9 {
+                let tenth = time::timeout(REPAIR_INTERVAL / 10, backend.disturbed()).await;
+                assert!(tenth.is_err(), "{:?}", failed.elapsed());
+            }
+            backend.disturbed().await;
+            let due = REPAIR_INTERVAL..REPAIR_INTERVAL + REPAIR_INTERVAL / 10;
+            assert!(due.contains(&failed.elapsed()), "{:?}", failed.elapsed());
+        }
     }
 }

@@ -44,7 +44,7 @@ impl Managed {
         self.managers[host].wait_kept("udp", receivers);
     }
 
-    fn traffic_flows(&self) {
+    pub(crate) fn traffic_flows(&self) {
         ping(self.cluster.pod(0).netns, self.cluster.pod(1).address, 2, "").unwrap();
         tcp_transfer(self.cluster.pod(0), self.cluster.pod(1), 1_000_000);
     }
