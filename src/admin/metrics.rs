@@ -93,7 +93,7 @@ fn data_path(page: &mut Page, report: &Report) {
     }
     page.counter(
         "flanneld_queue_drops_total",
-        "Packets that the kernel dropped because a queue was full: the device's (egress), the sockets' (ingress).",
+        "Packets that the kernel dropped: because a queue of the device was full (egress), or a socket's, or a datagram's checksum was wrong (ingress).",
     );
     for (direction, counts) in directions {
         if let Some(packets) = counts.queue_drops {

@@ -145,7 +145,8 @@ pub struct DirectionReport {
     /// Packets that went no further, by reason.
     pub drops: BTreeMap<String, u64>,
     /// Packets that the kernel dropped before we could take them, as a queue was full: the
-    /// device's (since it was last made), or the sockets'. None while there is no device.
+    /// device's (since it was last made), or the sockets', where a wrong UDP checksum counts as
+    /// well. None while there is no device.
     pub queue_drops: Option<u64>,
 }
 

@@ -61,8 +61,6 @@ struct Lane {
     socket: Arc<UdpSocket>,
     /// Whether the socket may hold more.
     ready: bool,
-    /// Datagrams that the kernel has dropped there so far; it counts them in 32 bits.
-    kernel_drops: Option<u32>,
 }
 
 /// What a batch becomes, wired once.
@@ -87,12 +85,8 @@ enum Written {
 impl Ingress {
     pub(super) fn new(shared: &Shared, routes: RoutesReader) -> Ingress {
         let settings = shared.settings;
-        let lanes = shared.receivers.iter().map(|socket| Lane {
-            socket: Arc::clone(socket),
-            ready: false,
-            // Of an adopted one, the figure has grown before.
-            kernel_drops: (!socket.is_adopted()).then_some(0),
-        });
+        let lanes = shared.receivers.iter();
+        let lanes = lanes.map(|socket| Lane { socket: Arc::clone(socket), ready: false });
         let (slots, slot_bytes) = if shared.receivers.iter().all(|socket| socket.merges()) {
             (TRAIN_SLOTS, TRAIN_SLOT_BYTES)
         } else {
@@ -146,7 +140,7 @@ impl Ingress {
                 // Fewer than fit: there were no more.
                 lane.ready = messages == self.slots;
                 let routes = self.routes.load();
-                match self.batch.carry(&mut self.receiver, messages, lane, routes) {
+                match self.batch.carry(&mut self.receiver, messages, &lane.socket, routes) {
                     Written::Done => {}
                     Written::Stop => return Exit::Stopped,
                     Written::Gone => return Exit::DeviceGone,
@@ -173,7 +167,7 @@ impl Batch {
         &mut self,
         receiver: &mut Receiver,
         messages: usize,
-        lane: &mut Lane,
+        socket: &UdpSocket,
         routes: &Routes,
     ) -> Written {
         self.stats.ingress.syscalls.add(1);
@@ -181,8 +175,7 @@ impl Batch {
         for message in 0..messages {
             let message = receiver.message(message);
             if let Some(drops) = message.kernel_drops {
-                let before = lane.kernel_drops.replace(drops).unwrap_or(drops);
-                let new = drops.wrapping_sub(before);
+                let new = socket.uncounted(drops);
                 self.stats.ingress.kernel_drops.add(u64::from(new));
             }
             if message.len > message.stride {

@@ -111,7 +111,8 @@ pub struct DirectionStats {
     pub icmp_errors: Counter,
     /// Errors that the kernel reported.
     pub errors: Counter,
-    /// Datagrams that the kernel dropped because the socket's buffer was full.
+    /// Datagrams that the kernel dropped at the sockets, because the buffer was full or the UDP
+    /// checksum wrong; a train that it had merged counts as one.
     pub kernel_drops: Counter,
     drops: [Counter; Drop::ALL.len()],
 }

@@ -31,7 +31,7 @@ impl Managed {
         managed
     }
 
-    fn start(&mut self, host: usize, args: &[&str]) {
+    pub(crate) fn start(&mut self, host: usize, args: &[&str]) {
         let args = [&["--store-dir", self.cluster.store.as_str()], args].concat();
         let daemon = self.managers[host].start(self.cluster.lab.host(host), &args);
         daemon.wait_ready();

@@ -6,6 +6,7 @@
 mod attacks;
 mod backlog;
 mod cluster;
+mod counters;
 mod device;
 mod handed_device;
 mod handover;

@@ -22,7 +22,8 @@ pub struct Message {
     pub source: SocketAddrV4,
     /// It was longer than its slot and is cut.
     pub truncated: bool,
-    /// How many datagrams the socket has dropped so far because its buffer was full.
+    /// How many datagrams, or trains, the kernel had dropped at the socket when this one was queued:
+    /// because the buffer was full, or the UDP checksum wrong.
     pub kernel_drops: Option<u32>,
     /// The size of the largest fragment in bytes, IP header included, if it came in several: the
     /// path carries no more.
@@ -231,5 +232,42 @@ mod tests {
         let mut receiver = Receiver::new(4, 65_536);
         assert_eq!(receiver.receive(&b).unwrap(), 1);
         assert_eq!((receiver.message(0).len, receiver.message(0).stride), (0, 1));
+    }
+
+    #[test]
+    fn what_an_earlier_process_saw_dropped_is_not_counted() {
+        let any = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0);
+        let wish = UdpWish { gso: false, gro: false };
+        let first = UdpSocket::bind(any, wish, Sharing::Never).unwrap();
+        let socket_ref = socket2::SockRef::from(&first);
+        let address = socket_ref.local_addr().unwrap().as_socket_ipv4().unwrap();
+        let other = std::net::UdpSocket::bind(any).unwrap();
+        let send = |times| (0..times).for_each(|_| _ = other.send_to(b"x", address).unwrap());
+        let mut receiver = Receiver::new(8, 64);
+        let mut uncounted = |socket: &UdpSocket| {
+            let mut sum = 0;
+            while let Ok(count) = receiver.receive(socket) {
+                let drops = (0..count).filter_map(|index| receiver.message(index).kernel_drops);
+                sum += drops.map(|drops| socket.uncounted(drops)).sum::<u32>();
+            }
+            sum
+        };
+        // Dropped, queued with that figure, and dropped again.
+        socket_ref.set_recv_buffer_size(0).unwrap();
+        send(100);
+        assert_eq!(uncounted(&first), 0, "the last one queued knew of no drop");
+        send(100);
+        let adopted = first.as_fd().try_clone_to_owned().unwrap();
+        let second = UdpSocket::adopt(adopted, address, wish, Sharing::Never).unwrap();
+        assert_eq!(uncounted(&second), 0);
+        send(1);
+        assert_eq!(uncounted(&second), 0);
+
+        socket2::SockRef::from(&second).set_recv_buffer_size(0).unwrap();
+        send(100);
+        uncounted(&second);
+        send(1);
+        let queued = 100 - uncounted(&second);
+        assert!(queued < 50, "{queued}");
     }
 }

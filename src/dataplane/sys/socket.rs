@@ -3,6 +3,7 @@
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use libc::c_int;
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
@@ -16,6 +17,9 @@ pub const SOCKET_BUFFER_BYTES: usize = 6 << 20;
 /// The same for each socket of a group, which gets a part of the traffic: a flood must fill all of
 /// them to take the most memory.
 const GROUP_BUFFER_BYTES: usize = 3 << 20;
+
+/// Figures of `SO_MEMINFO` (include/uapi/linux/sock_diag.h), up to the drops.
+const SK_MEMINFO_VARS: usize = libc::SK_MEMINFO_DROPS as usize + 1;
 
 /// Why there is no socket.
 #[derive(Debug, Error)]
@@ -48,7 +52,8 @@ pub struct UdpSocket {
     fd: OwnedFd,
     segments: bool,
     merges: bool,
-    adopted: bool,
+    /// What the kernel had dropped there when it was last counted.
+    drops: AtomicU32,
 }
 
 /// Which of the kernel's services to ask for.
@@ -131,8 +136,9 @@ impl UdpSocket {
         if !fits {
             return None;
         }
-        let merged = get(&socket, libc::SOL_UDP, libc::UDP_GRO).is_ok_and(|value| value != 0);
-        let socket = UdpSocket { adopted: true, ..UdpSocket::tuned(socket, wish, sharing) };
+        let merged = get(&socket, libc::SOL_UDP, libc::UDP_GRO).is_ok_and(|[value]| value != 0);
+        let drops = drops_so_far(&socket);
+        let socket = UdpSocket { drops, ..UdpSocket::tuned(socket, wish, sharing) };
         // What waits there was merged or not, whatever the option is from now on.
         (socket.merges == merged).then_some(socket)
     }
@@ -150,8 +156,7 @@ impl UdpSocket {
             let _ = set(&socket, libc::SOL_SOCKET, force, bytes)
                 .or_else(|_| set(&socket, libc::SOL_SOCKET, plain, bytes));
         }
-        // Counts what the kernel dropped because the buffer was full; only a figure, so a kernel
-        // without it is no trouble.
+        // Tells what the kernel dropped here; only a figure, so a kernel without it is no trouble.
         let _ = set(&socket, libc::SOL_SOCKET, libc::SO_RXQ_OVFL, 1);
 
         // What a narrow path does not carry, its routers shall cut: if they dropped it, many could
@@ -163,13 +168,21 @@ impl UdpSocket {
         // 0 is what the option is anyway, so the probe leaves nothing behind.
         let segments = wish.gso && set(&socket, libc::SOL_UDP, libc::UDP_SEGMENT, 0).is_ok();
         let merges = wish.gro && set(&socket, libc::SOL_UDP, libc::UDP_GRO, 1).is_ok();
-        UdpSocket { fd: socket.into(), segments, merges, adopted: false }
+        UdpSocket { fd: socket.into(), segments, merges, drops: AtomicU32::new(0) }
     }
 
-    /// Whether it was open before this process began.
+    /// How many of the `drops` of a message that was received here have not been counted yet. One
+    /// thread at a time may ask.
+    #[inline]
     #[must_use]
-    pub fn is_adopted(&self) -> bool {
-        self.adopted
+    pub fn uncounted(&self, drops: u32) -> u32 {
+        let new = drops.wrapping_sub(self.drops.load(Relaxed));
+        // A message that waited when the socket was adopted tells an older figure.
+        if new > u32::MAX / 2 {
+            return 0;
+        }
+        self.drops.store(drops, Relaxed);
+        new
     }
 
     /// Whether the kernel knows `UDP_SEGMENT`, and it was wished.
@@ -197,16 +210,26 @@ impl AsFd for UdpSocket {
     }
 }
 
-fn get(socket: &Socket, level: c_int, option: c_int) -> io::Result<c_int> {
-    let mut value: c_int = 0;
-    let mut length = size_of::<c_int>() as libc::socklen_t;
-    // SAFETY: the kernel writes at most `length` bytes to a live c_int, and the length to another.
+/// What the kernel has dropped at an open socket (`SO_MEMINFO`, Linux 4.12; before, what an earlier
+/// process saw dropped is counted again).
+fn drops_so_far(socket: &Socket) -> AtomicU32 {
+    let figures = get::<SK_MEMINFO_VARS>(socket, libc::SOL_SOCKET, libc::SO_MEMINFO);
+    let drops = figures.map_or(0, |figures| figures[libc::SK_MEMINFO_DROPS as usize]);
+    AtomicU32::new(drops.cast_unsigned())
+}
+
+/// Reads an option that consists of `N` ints.
+fn get<const N: usize>(socket: &Socket, level: c_int, option: c_int) -> io::Result<[c_int; N]> {
+    let mut value = [0; N];
+    let mut length = size_of_val(&value) as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes to a live array of that size, and the length
+    // to a live integer.
     let result = unsafe {
         libc::getsockopt(
             socket.as_raw_fd(),
             level,
             option,
-            (&raw mut value).cast(),
+            value.as_mut_ptr().cast(),
             &raw mut length,
         )
     };
