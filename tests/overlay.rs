@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
+use support::admin;
 use support::daemon::{Daemon, PATIENCE};
 use support::lab::{CONFIG, Lab, LinkModel};
 use support::root_or_skip;
@@ -331,18 +332,21 @@ fn lies_are_dropped_and_counted() {
     if !root_or_skip("lies_are_dropped_and_counted") {
         return;
     }
-    for (check, delivered) in [("off", 4), ("peer", 1), ("strict", 0)] {
+    for (check, delivered, refused) in [("off", 4, 0), ("peer", 1, 3), ("strict", 0, 4)] {
         let flag = format!("--source-check={check}");
         // The third host knows the store, but has no lease; its socket is ours.
         let mut lab = Lab::new(3);
         let store = lab.store_dir(CONFIG);
         let args = ["--store-dir", store.to_str().unwrap(), &flag];
         std::fs::create_dir_all(store.join("subnets")).unwrap();
-        std::fs::write(store.join("subnets/172.7.198.0-24"), r#"{"PublicIP":"10.4.7.22"}"#)
-            .unwrap();
+        for (subnet, host) in [("172.7.198.0-24", "10.4.7.22"), ("172.7.197.0-24", "10.4.7.24")] {
+            let lease = format!(r#"{{"PublicIP":"{host}"}}"#);
+            std::fs::write(store.join("subnets").join(subnet), lease).unwrap();
+        }
         let daemon = lab.host(0).spawn_daemon(&args, &[]);
         daemon.wait_ready();
         daemon.wait_log("at 10.4.7.22 is up", PATIENCE);
+        daemon.wait_log("at 10.4.7.24 is up", PATIENCE);
         // A lie that is delivered is routed to the pod, so the source must have a way back for
         // the kernel's reverse-path filter to be content.
         let pod = lab.host_mut(0).add_pod().address;
@@ -383,6 +387,14 @@ fn lies_are_dropped_and_counted() {
             .collect();
         let honest = sources.iter().filter(|source| *source == "172.7.198.5").count();
         assert_eq!(honest, if check == "off" { 2 } else { 1 }, "{check}: {sources:?}");
+        // The liar is charged, not the peer whose address it took.
+        let report = admin::report(lab.host(0));
+        let charged = |host: &str| {
+            let mut peers = report["peers"].as_array().unwrap().iter();
+            peers.find(|peer| peer["public_ip"] == host).unwrap()["ingress"]["drops"].clone()
+        };
+        assert_eq!(charged("10.4.7.22"), refused, "{check}: {report}");
+        assert_eq!(charged("10.4.7.24"), 0, "{check}: {report}");
         let log = daemon.stop().log;
         let dropped = |reason: &str| counter(&log, "ingress", &format!("drop_{reason}"));
         let checked = u64::from(check != "off");

@@ -71,8 +71,9 @@ impl Admission {
         let owner = routes.lookup(source).and_then(|route| routes.get(route));
         if let Err(reason) = self.inner(source, destination, owner, message, routes) {
             self.refuse(reason, 1, message, Some((source, destination)));
-            if let Some(owner) = owner {
-                owner.stats.ingress.drops.add(1);
+            // Of the inner source a liar could write another peer's.
+            if let Some(sender) = routes.route_to_peer(*message.source.ip()) {
+                sender.stats.ingress.drops.add(1);
             }
             return None;
         }

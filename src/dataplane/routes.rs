@@ -46,8 +46,8 @@ pub struct Routes {
     own: Ipv4Net,
     routes: Box<[Route]>,
     table: Table,
-    /// The peers' addresses, sorted, each once.
-    peer_addresses: Box<[u32]>,
+    /// The peers' addresses, sorted, each once, with the index of a route to each.
+    peers: Box<[(u32, u32)]>,
 }
 
 impl Routes {
@@ -57,16 +57,16 @@ impl Routes {
     #[must_use]
     pub fn build(overlay: Ipv4Net, own: Ipv4Net, routes: Vec<Route>) -> Routes {
         let table = Table::build(overlay, routes.iter().map(|route| route.subnet));
-        let mut peer_addresses: Vec<u32> =
-            routes.iter().map(|route| u32::from(*route.endpoint.ip())).collect();
-        peer_addresses.sort_unstable();
-        peer_addresses.dedup();
+        let addresses = routes.iter().map(|route| u32::from(*route.endpoint.ip()));
+        let mut peers: Vec<(u32, u32)> = addresses.zip(0..).collect();
+        peers.sort_unstable();
+        peers.dedup_by_key(|&mut (address, _)| address);
         Routes {
             overlay: overlay.trunc(),
             own: own.trunc(),
             routes: routes.into(),
             table,
-            peer_addresses: peer_addresses.into(),
+            peers: peers.into(),
         }
     }
 
@@ -88,7 +88,20 @@ impl Routes {
     #[inline]
     #[must_use]
     pub fn is_peer(&self, address: Ipv4Addr) -> bool {
-        self.peer_addresses.binary_search(&u32::from(address)).is_ok()
+        self.find_peer(address).is_some()
+    }
+
+    /// A route to the peer that has this public address.
+    #[must_use]
+    pub fn route_to_peer(&self, address: Ipv4Addr) -> Option<&Route> {
+        self.get(self.find_peer(address)?)
+    }
+
+    #[inline]
+    fn find_peer(&self, address: Ipv4Addr) -> Option<u32> {
+        let address = u32::from(address);
+        let found = self.peers.binary_search_by_key(&address, |&(address, _)| address).ok()?;
+        Some(self.peers[found].1)
     }
 
     /// The whole overlay network.
@@ -415,6 +428,18 @@ mod tests {
         assert_eq!(reader.load().len(), 1);
         assert!(reader.load().is_peer(Ipv4Addr::from(1)));
         assert!(!reader.load().is_peer(Ipv4Addr::from(2)));
+    }
+
+    #[test]
+    fn a_peer_is_found_by_its_address() {
+        let subnets = [net("10.5.3.0/24"), net("10.5.2.0/24"), net("10.5.1.0/24")];
+        let mut routes: Vec<Route> = routes("10.5.0.0/16", &subnets).routes.into();
+        // A host may have several subnets.
+        routes.swap(0, 2);
+        routes[1].endpoint = routes[0].endpoint;
+        let table = Routes::build(net("10.5.0.0/16"), net("10.5.9.0/24"), routes);
+        let subnet = |peer: u32| Some(table.route_to_peer(Ipv4Addr::from(peer))?.subnet);
+        assert_eq!([1, 2, 3].map(subnet), [Some(subnets[0]), None, Some(subnets[2])]);
     }
 
     proptest! {
