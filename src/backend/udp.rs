@@ -251,22 +251,23 @@ impl UdpBackend {
     async fn launch(&self, tun: Tun, running: &mut Running) -> Result<(), BackendError> {
         running.name = tun.name().to_owned();
         self.configure(running).await?;
-        // From here on it has what the next daemon knows it by.
-        if let Err(error) = tun.set_persistent(true) {
-            warn!("{} will go with this daemon and come with the next one: {error}", running.name);
-        }
         running.changes = self.host.watch_link(&running.name, running.overlay).await?;
         // A notification of the old device must not be taken for one of the new.
         running.device_gone = Arc::default();
         let gone = Arc::clone(&running.device_gone);
-        running.dataplane = Some(Dataplane::start(
+        let dataplane = Dataplane::start(
             self.settings(),
             tun,
             &self.sockets,
             &running.routes,
             &self.view.stats,
             move || gone.notify_one(),
-        )?);
+        )?;
+        // Nothing can fail any more, and it has what the next daemon knows it by.
+        if let Err(error) = dataplane.persist_device() {
+            warn!("{} will go with this daemon and come with the next one: {error}", running.name);
+        }
+        running.dataplane = Some(dataplane);
         running.launched += 1;
         Ok(())
     }

@@ -242,6 +242,14 @@ impl Dataplane {
         (0..self.tun.queues()).map(|queue| self.tun.queue(queue))
     }
 
+    /// Has the device stay when this process ends.
+    ///
+    /// # Errors
+    /// See [`Tun::set_persistent`].
+    pub fn persist_device(&self) -> io::Result<()> {
+        self.tun.set_persistent(true)
+    }
+
     fn spawn(
         &mut self,
         name: &str,

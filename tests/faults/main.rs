@@ -8,6 +8,7 @@ mod backlog;
 mod cluster;
 mod counters;
 mod device;
+mod failed_start;
 mod handed_device;
 mod handover;
 mod host;
