@@ -154,7 +154,9 @@ impl fmt::Display for DirectionStats {
     }
 }
 
-/// The rungs that the data path stands on; a rung is only ever left downwards.
+/// The rungs that the data path stands on. One that was left stays so until the device is made anew,
+/// but for `udp_gso`: each thread tries that again for itself, and the last one whose turn changes
+/// says what is told here.
 #[derive(Debug, Default)]
 pub struct Rungs {
     /// The socket segments what we send (`UDP_SEGMENT`).
