@@ -4,23 +4,43 @@
 
 mod support;
 
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
-use support::admin::Manager;
+use support::admin::{Manager, until};
 use support::daemon::PATIENCE;
 use support::debian::{Debian, PACKAGE_TOOLS, build_package, missing, run};
 use support::lab::{CONFIG, Lab};
 use support::running::Traffic;
 use support::{root_or_skip, skip};
 
+/// A unit of a runtime, as far as systemd sees it: when it is started and stopped is what we test.
+const SLEEPER: &str = "[Service]\nExecStart=/usr/bin/sleep infinity\nRestart=always\n";
+
+/// In the place of Docker's daemon: notes what it was told.
+const DOCKERD: &str = "#!/bin/sh\necho \"$*\" >>/run/dockerd.told\nexec sleep infinity\n";
+
+/// A clean Debian, if this test can run. Says so loudly if not.
+fn debian_or_skip(test: &str) -> Option<Debian> {
+    if !root_or_skip(test) {
+        return None;
+    }
+    let missing = missing(&[PACKAGE_TOOLS.as_slice(), &["systemd-nspawn", "nsenter"]].concat());
+    if !missing.is_empty() {
+        skip(test, &missing);
+        return None;
+    }
+    Debian::new().inspect_err(|why| skip(test, why)).ok()
+}
+
 /// A host of the lab that booted. Killed on drop, with all that runs in it.
 struct Booted {
     container: Child,
     /// The number of its systemd.
     leader: String,
-    _debian: Debian,
+    debian: Debian,
 }
 
 impl Booted {
@@ -57,7 +77,7 @@ impl Booted {
         let told = manager.wait("READY=1").join("\n");
         let leader = told.lines().find_map(|line| line.strip_prefix("X_NSPAWN_LEADER_PID="));
         let leader = leader.expect("it is told first").to_owned();
-        Self { container, leader, _debian: debian }
+        Self { container, leader, debian }
     }
 
     /// Runs a command line inside; words are split at blanks.
@@ -67,9 +87,21 @@ impl Booted {
         run(&mut command)
     }
 
+    /// Writes a file of its root directory.
+    fn write(&self, path: &str, text: &str) {
+        let path = self.debian.root().join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+
     /// A property of the service.
     fn property(&self, name: &str) -> String {
-        self.exec(&format!("systemctl show flanneld --value --property={name}")).trim().to_owned()
+        self.property_of("flanneld", name)
+    }
+
+    /// A property of any unit.
+    fn property_of(&self, unit: &str, name: &str) -> String {
+        self.exec(&format!("systemctl show {unit} --value --property={name}")).trim().to_owned()
     }
 }
 
@@ -78,7 +110,10 @@ impl Drop for Booted {
         if std::thread::panicking() {
             let mut journal = Command::new("nsenter");
             journal.args(["--all", "--target", &self.leader, "journalctl", "--no-pager"]);
-            let _ = journal.args(["--unit=flanneld"]).stdout(Stdio::inherit()).status();
+            let _ = journal
+                .args(["--unit=flanneld", "--unit=docker"])
+                .stdout(Stdio::inherit())
+                .status();
         }
         let _ = self.container.kill();
         let _ = self.container.wait();
@@ -88,17 +123,7 @@ impl Drop for Booted {
 #[test]
 fn systemd_restarts_it_without_loss_and_ends_a_hang() {
     let test = "systemd_restarts_it_without_loss_and_ends_a_hang";
-    if !root_or_skip(test) {
-        return;
-    }
-    let missing = missing(&[PACKAGE_TOOLS.as_slice(), &["systemd-nspawn", "nsenter"]].concat());
-    if !missing.is_empty() {
-        return skip(test, &missing);
-    }
-    let debian = match Debian::new() {
-        Ok(debian) => debian,
-        Err(why) => return skip(test, &why),
-    };
+    let Some(debian) = debian_or_skip(test) else { return };
     let mut lab = Lab::new(2);
     let store = lab.store_dir(CONFIG);
     let other = lab.host(0).spawn_daemon(&["--store-dir", store.to_str().unwrap()], &[]);
@@ -140,4 +165,64 @@ fn systemd_restarts_it_without_loss_and_ends_a_hang() {
     eprintln!("killed and stopped: {:?}", traffic.stop());
     booted.exec("systemctl stop flanneld");
     assert_eq!(booted.property("Result"), "success");
+}
+
+#[test]
+fn docker_waits_for_a_subnet_and_then_stays_up() {
+    let Some(debian) = debian_or_skip("docker_waits_for_a_subnet_and_then_stays_up") else { return };
+    let lab = Lab::new(1);
+    lab.store_dir(CONFIG);
+    let booted = Booted::new(&lab, 0, debian);
+    docker_starts_once_there_is_a_subnet(&lab, &booted);
+    docker_outlives_flanneld(&booted);
+}
+
+/// As at a boot at which flanneld's interface comes late.
+fn docker_starts_once_there_is_a_subnet(lab: &Lab, booted: &Booted) {
+    let dockerd = booted.debian.root().join("usr/sbin/dockerd");
+    fs::write(&dockerd, DOCKERD).unwrap();
+    fs::set_permissions(&dockerd, Permissions::from_mode(0o755)).unwrap();
+    booted.write("etc/systemd/system/docker.service", SLEEPER);
+    let drop_in = include_str!("../packaging/systemd/docker-flannel.conf");
+    booted.write("etc/systemd/system/docker.service.d/flannel.conf", drop_in);
+    let flags = "FLANNELD_FLAGS=--store-dir=/lab/store --iface=late0";
+    booted.write("etc/default/flanneld", flags);
+    // A hang is not what this is about: the unit's own watchdog.
+    let lab_conf = "[Service]\nReadWritePaths=/lab\n";
+    booted.write("etc/systemd/system/flanneld.service.d/lab.conf", lab_conf);
+
+    booted.exec("systemctl daemon-reload");
+    booted.exec("touch /run/dockerd.told");
+    booted.exec("systemctl start --no-block docker");
+    for unit in ["flanneld", "docker"] {
+        let restarts = || booted.property_of(unit, "NRestarts");
+        until(&format!("{unit} is tried again"), restarts, |restarts| restarts != "0");
+    }
+    let host = &lab.host(0).netns;
+    host.ip("link add late0 type veth peer name late1");
+    host.ip("addr add 10.4.8.21/24 dev late0");
+    host.ip("link set late0 up");
+    let state = || booted.property_of("docker", "ActiveState");
+    until("Docker starts by itself", state, |state| state == "active");
+    until("Docker runs", || booted.exec("cat /run/dockerd.told"), |told| !told.is_empty());
+
+    let told = booted.exec("cat /run/dockerd.told");
+    assert_eq!(told.lines().count(), 1, "not without a subnet: {told}");
+    for option in [" --bip=172.7.", " --mtu=1472", " --ip-masq=true"] {
+        assert!(told.contains(option), "{told}");
+    }
+}
+
+fn docker_outlives_flanneld(booted: &Booted) {
+    let process = || booted.property_of("docker", "MainPID");
+    let before = process();
+    booted.exec("systemctl restart flanneld");
+    assert_eq!(process(), before, "after a restart of flanneld");
+    let restarts = booted.property("NRestarts");
+    booted.exec("systemctl kill --signal=KILL flanneld");
+    until("it is restarted", || booted.property("NRestarts"), |now| *now != restarts);
+    until("it is up", || booted.property("SubState"), |state| state == "running");
+    assert_eq!(process(), before, "after a crash of flanneld");
+    booted.exec("systemctl stop flanneld");
+    assert_eq!(process(), before, "after a stop of flanneld");
 }
