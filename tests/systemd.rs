@@ -168,13 +168,14 @@ fn systemd_restarts_it_without_loss_and_ends_a_hang() {
 }
 
 #[test]
-fn docker_waits_for_a_subnet_and_then_stays_up() {
-    let Some(debian) = debian_or_skip("docker_waits_for_a_subnet_and_then_stays_up") else { return };
+fn runtimes_start_when_they_can_and_stay_up() {
+    let Some(debian) = debian_or_skip("runtimes_start_when_they_can_and_stay_up") else { return };
     let lab = Lab::new(1);
     lab.store_dir(CONFIG);
     let booted = Booted::new(&lab, 0, debian);
     docker_starts_once_there_is_a_subnet(&lab, &booted);
     docker_outlives_flanneld(&booted);
+    runtimes_do_not_wait_for_a_lease(&booted);
 }
 
 /// As at a boot at which flanneld's interface comes late.
@@ -225,4 +226,25 @@ fn docker_outlives_flanneld(booted: &Booted) {
     assert_eq!(process(), before, "after a crash of flanneld");
     booted.exec("systemctl stop flanneld");
     assert_eq!(process(), before, "after a stop of flanneld");
+}
+
+/// etcd may run in any of them; in Docker only without our drop-in.
+fn runtimes_do_not_wait_for_a_lease(booted: &Booted) {
+    booted.exec("systemctl stop docker");
+    booted.exec("rm /etc/systemd/system/docker.service.d/flannel.conf");
+    let runtimes = ["docker", "containerd", "crio", "kubelet"];
+    for runtime in runtimes {
+        booted.write(&format!("etc/systemd/system/{runtime}.service"), SLEEPER);
+    }
+    // No host has this address.
+    let flags = "FLANNELD_FLAGS=--etcd-endpoints=http://10.4.7.99:2379 --iface=eth0";
+    booted.write("etc/default/flanneld", flags);
+    booted.exec("systemctl daemon-reload");
+    booted.exec("systemctl start --no-block flanneld");
+    until("it starts", || booted.property("SubState"), |state| state == "start");
+    for runtime in runtimes {
+        booted.exec(&format!("timeout {} systemctl start {runtime}", PATIENCE.as_secs()));
+        assert_eq!(booted.property_of(runtime, "ActiveState"), "active", "{runtime}");
+    }
+    assert_eq!(booted.property("SubState"), "start", "it waits for etcd");
 }
