@@ -7,14 +7,15 @@
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use rand::rngs::StdRng;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, timeout_at};
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use crate::admin::Admin;
 use crate::admin::state::State;
@@ -53,11 +54,15 @@ const FIRST_PEERS_PATIENCE: Duration = Duration::from_secs(5);
 /// Pause between attempts to write `subnet.env`.
 const ENV_FILE_INTERVAL: Duration = Duration::from_secs(10);
 
+/// Time between two looks at whether the threads of the data path live.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
 /// Runs the daemon until a signal ends it. `passed` are the descriptors that the service manager
 /// has kept for it, with their names.
 ///
 /// # Errors
-/// Whatever keeps it from starting; each names the thing, the value and the fix.
+/// Whatever keeps it from starting; each names the thing, the value and the fix. Later, that a part
+/// of it is dead: then only a new daemon helps.
 pub async fn run(options: Options, passed: Vec<(String, OwnedFd)>) -> anyhow::Result<()> {
     let mut signals = Signals::new()?;
     // Before anything else, so that whoever asks is told what is missing.
@@ -76,8 +81,7 @@ pub async fn run(options: Options, passed: Vec<(String, OwnedFd)>) -> anyhow::Re
             }
         }
     };
-    started.serve(&mut signals, &mut supervisor).await;
-    Ok(())
+    started.serve(&mut signals, &mut supervisor).await
 }
 
 struct Daemon<'o> {
@@ -195,16 +199,34 @@ impl<'o> Daemon<'o> {
     }
 
     /// Follows the store, keeps the device as it must be, and ends with a signal.
-    async fn serve(mut self, signals: &mut Signals, supervisor: &mut Supervisor) {
+    ///
+    /// # Errors
+    /// If a part that does not end by itself has ended.
+    async fn serve(
+        mut self,
+        signals: &mut Signals,
+        supervisor: &mut Supervisor,
+    ) -> anyhow::Result<()> {
         let mut publish_at: Option<Instant> = None;
         let mut next_publish = Instant::now();
+        let mut look_at = Instant::now();
+        let view = self.backend.view();
         self.keep_descriptors(supervisor);
         supervisor.tell(self.state);
-        loop {
+        let end = loop {
             tokio::select! {
                 name = signals.end() => {
                     info!("{name}: stopping");
-                    break;
+                    break Ok(());
+                }
+                () = tokio::time::sleep_until(look_at) => {
+                    look_at = Instant::now() + LOOK_EVERY;
+                    if view.stats.panicked.load(Relaxed) {
+                        break Err(anyhow!(
+                            "a thread of the data path is dead: this is a bug; ending, so that a \
+                             new daemon can be started"
+                        ));
+                    }
                 }
                 () = supervisor.due() => supervisor.tell(self.state),
                 () = self.backend.disturbed() => {
@@ -214,8 +236,10 @@ impl<'o> Daemon<'o> {
                 }
                 update = self.updates.recv() => {
                     let Some(update) = update else {
-                        error!("the lease is not kept any more: this is a bug; stopping");
-                        break;
+                        break Err(anyhow!(
+                            "the lease is not kept any more: this is a bug; ending, so that a new \
+                             daemon can be started"
+                        ));
                     };
                     if self.take(update).await {
                         publish_at.get_or_insert(next_publish);
@@ -235,11 +259,12 @@ impl<'o> Daemon<'o> {
                     next_publish = start + backend::time_to_next_publish(start.elapsed());
                 }
             }
-        }
+        };
         self.state.stopping();
         supervisor.stopping();
         self.rules.stop().await;
         self.backend.stop();
+        end
     }
 
     fn publish(&mut self) {
