@@ -99,6 +99,8 @@ struct Daemon<'o> {
     unpublished: Vec<Change>,
     /// When `subnet.env` is tried again, if it could not be written.
     env_file_due: Option<Instant>,
+    /// It was written, and that this host is ready was not told yet.
+    ready_untold: bool,
 }
 
 impl<'o> Daemon<'o> {
@@ -148,7 +150,7 @@ impl<'o> Daemon<'o> {
         let (unpublished, others) = first_peers(&mut updates, &mut peers).await;
         backend.start(config.network, &own, &mut peers.leases()).await?;
         state.backend_is(backend.view(), host.clone());
-        let rules = rules.start(host, nets(&config, &own.subnet)).await?;
+        let rules = rules.start(host, nets(&config, &own.subnet)).await;
         state.rules_are(rules.health());
         let mut daemon = Daemon {
             options,
@@ -162,6 +164,7 @@ impl<'o> Daemon<'o> {
             config_written,
             unpublished,
             env_file_due: None,
+            ready_untold: false,
         };
         // The backend has started with them.
         daemon.tell_published();
@@ -176,8 +179,8 @@ impl<'o> Daemon<'o> {
         Ok(daemon)
     }
 
-    /// Writes `subnet.env`, which container runtimes wait for: with it, this host is ready. A
-    /// failure stops no packet; it is tried again.
+    /// Writes `subnet.env`, which container runtimes wait for: with it, and with the rules that
+    /// were asked for, this host is ready. A failure stops no packet; it is tried again.
     fn write_env_file(&mut self) {
         let path = &self.options.subnet_file;
         let mtu = u32::from(self.backend.mtu());
@@ -186,7 +189,7 @@ impl<'o> Daemon<'o> {
             Ok(()) => {
                 self.state.env_file_is_written(true);
                 info!("wrote {}", path.display());
-                info!("flanneld is ready");
+                self.ready_untold = true;
                 self.env_file_due = None;
             }
             Err(error) => {
@@ -246,6 +249,10 @@ impl<'o> Daemon<'o> {
                     }
                 }
                 () = sleep_until(self.env_file_due) => self.write_env_file(),
+                () = self.rules.in_place(), if self.ready_untold => {
+                    info!("flanneld is ready");
+                    self.ready_untold = false;
+                }
                 () = sleep_until(self.peers.next_expiry().map(Instant::from_std)) => {
                     let changes = self.peers.expire(Instant::now().into_std());
                     if self.note(changes) {

@@ -5,10 +5,13 @@
 
 mod support;
 
+use std::fs::File;
 use std::path::Path;
 
+use rustix::fs::{FlockOperation, flock};
+use support::admin::{HEALTHZ_FLAGS, wait_readyz};
 use support::daemon::{Daemon, PATIENCE};
-use support::lab::{Lab, LabHost};
+use support::lab::{CONFIG, Lab, LabHost};
 use support::netns::Netns;
 use support::root_or_skip;
 use support::rules::{Kind, Toolbox, listed, saved, tools_or_skip, wait_for};
@@ -441,7 +444,7 @@ fn missing_tools_stop_only_those_who_asked_for_rules() {
     assert!(ended.log.contains("iptables-restore is not in PATH"), "{}", ended.log);
 }
 
-/// A tool that is there but does not work: what it says is passed on, and tried again by default.
+/// A tool that is there but does not work: what it says is passed on, and it is tried again.
 #[test]
 fn a_tool_that_fails_is_quoted() {
     use std::os::unix::fs::PermissionsExt;
@@ -454,10 +457,10 @@ fn a_tool_that_fails_is_quoted() {
     std::fs::write(&restore, "#!/bin/sh\necho 'no such luck' >&2\nexit 4\n").unwrap();
     std::fs::set_permissions(&restore, PermissionsExt::from_mode(0o755)).unwrap();
 
-    let ended = host.spawn(Kind::Nft, &toolbox, &["--ip-masq"]).wait();
-    assert_eq!(ended.status.code(), Some(1), "{}", ended.log);
-    let last = ended.log.lines().last().unwrap();
-    assert!(last.contains("iptables-restore --noflush") && last.contains("no such luck"), "{last}");
+    let daemon = host.spawn(Kind::Nft, &toolbox, &["--ip-masq"]);
+    let line = daemon.wait_log("trying again", PATIENCE);
+    assert!(line.contains("iptables-restore --noflush") && line.contains("no such luck"), "{line}");
+    daemon.stop();
 
     let daemon = host.spawn(Kind::Nft, &toolbox, &[]);
     daemon.wait_ready();
@@ -467,6 +470,33 @@ fn a_tool_that_fails_is_quoted() {
     wait_for("a tool that works again", &lines(FILTER), || present(host.netns(), Kind::Nft));
     daemon.wait_log("the traffic rules are set now", PATIENCE);
     daemon.stop();
+}
+
+/// kube-proxy holds the lock for some seconds on large hosts: whoever asked for rules gets them
+/// later, and is told so.
+#[test]
+fn a_start_while_the_lock_is_held_waits_for_it() {
+    let Some(host) = Host::new("a_start_while_the_lock_is_held_waits_for_it") else { return };
+    // The lock of all tables, but not of all other tests.
+    let path = host.host().dir.join("xtables.lock");
+    let lock = File::create(&path).unwrap();
+    flock(&lock, FlockOperation::LockExclusive).unwrap();
+    let store = host.lab.store_dir(CONFIG);
+    let args = ["--store-dir", store.to_str().unwrap(), "--iptables-resync=1", "--ip-masq"];
+    let toolbox = &host.toolboxes[Kind::Legacy as usize];
+    let env = [toolbox.path(), ("XTABLES_LOCKFILE", path.to_str().unwrap())];
+    let daemon = host.host().spawn_daemon(&[&args[..], &HEALTHZ_FLAGS].concat(), &env);
+    let complaint = daemon.wait_log("the traffic rules are not as they must be", PATIENCE);
+    assert!(complaint.contains("xtables lock"), "{complaint}");
+    wait_readyz(host.netns(), 503, "the traffic rules are not set");
+
+    drop(lock);
+    daemon.wait_ready();
+    assert_eq!(present(host.netns(), Kind::Legacy), wanted(Kind::Legacy));
+    wait_readyz(host.netns(), 200, "flanneld is ready");
+    daemon.wait_log("the traffic rules are set now", PATIENCE);
+    let log = daemon.stop().log;
+    assert!(log.find("rules are set now") < log.find("flanneld is ready"), "{log}");
 }
 
 /// Upstream does not start where bridges bypass iptables; here it is a warning, and nftables needs

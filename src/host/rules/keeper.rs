@@ -1,6 +1,7 @@
 //! Keeps the rules: checks them now and then, puts back what somebody took away, follows the lease.
 #![forbid(unsafe_code)]
 
+use std::future::pending;
 use std::time::Instant;
 
 use tokio::sync::watch;
@@ -41,6 +42,16 @@ impl KeptRules {
     /// How it stands with them, now and from now on.
     pub fn health(&self) -> watch::Receiver<RulesHealth> {
         self.health.clone()
+    }
+
+    /// Waits until none are missing that were asked for. May be dropped at any time.
+    pub async fn in_place(&mut self) {
+        let in_place =
+            |health: &RulesHealth| !matches!(health, RulesHealth::Trouble { asked_for: true, .. });
+        if self.health.wait_for(in_place).await.is_err() {
+            // Nobody keeps them any more.
+            pending::<()>().await;
+        }
     }
 
     /// The rules shall be about these networks from now on.
@@ -92,11 +103,9 @@ impl Keeper {
         }
     }
 
-    /// Sets the rules for the first time.
-    ///
-    /// # Errors
-    /// If they cannot be set, and were asked for by name.
-    pub(super) async fn set_first(&mut self) -> Result<(), RulesError> {
+    /// Sets the rules for the first time, or complains: a tool that is in another one's way now
+    /// need not be later.
+    pub(super) async fn set_first(&mut self) {
         match self.manager.set(&self.nets).await {
             Ok(()) => {
                 self.set = true;
@@ -105,11 +114,9 @@ impl Keeper {
                     info!("the traffic rules are set: {}", self.options);
                 }
             }
-            Err(error) if self.options.asked_for() => return Err(error),
             Err(error) => self.complain(&error),
         }
         self.keep_blackholes().await;
-        Ok(())
     }
 
     /// Keeps them from then on.
@@ -153,7 +160,6 @@ impl Keeper {
         match self.manager.set(&self.nets).await {
             Ok(()) => {
                 self.complaint.clear();
-                self.tell_well();
                 let text = match self.set {
                     true => "the traffic rules were changed from outside: put back",
                     false => "the traffic rules are set now",
@@ -162,6 +168,8 @@ impl Keeper {
                 if let Some(withheld) = self.put_back.due(text, Instant::now()) {
                     warn!("{text}{withheld}");
                 }
+                // Last, for somebody may wait to say that the host is ready.
+                self.tell_well();
             }
             Err(error) => self.complain(&error),
         }

@@ -233,15 +233,12 @@ impl Rules {
     }
 
     /// Cleans up behind earlier runs, sets the rules, and keeps them until the returned handle is
-    /// dropped.
-    ///
-    /// # Errors
-    /// If they cannot be set, and were asked for by name.
-    pub async fn start(self, host: Host, nets: Vec<Nets>) -> Result<KeptRules, RulesError> {
+    /// dropped. What cannot be set is tried again.
+    pub async fn start(self, host: Host, nets: Vec<Nets>) -> KeptRules {
         self.manager.clean_others(&nets).await;
         let mut keeper = Keeper::new(self.options, self.manager, host, nets);
-        keeper.set_first().await?;
-        Ok(keeper.spawn())
+        keeper.set_first().await;
+        keeper.spawn()
     }
 }
 
