@@ -146,7 +146,7 @@ async fn a_compaction_while_away_is_made_up_for() {
     let revision = client.put("other", "1", None).await.unwrap().header().unwrap().revision();
     // Frozen, the daemons see neither the change nor the compaction.
     for daemon in &cluster.daemons {
-        daemon.signal(rustix::process::Signal::STOP);
+        daemon.freeze();
     }
     cluster.etcd.put_lease("172.7.199.0-24", Ipv4Addr::new(10, 4, 7, 199)).await;
     for _ in 0..10 {
@@ -157,7 +157,7 @@ async fn a_compaction_while_away_is_made_up_for() {
     cluster.etcd.kill();
     cluster.etcd.start_again().await;
     for daemon in &cluster.daemons {
-        daemon.signal(rustix::process::Signal::CONT);
+        daemon.thaw();
         daemon.wait_log("172.7.199.0/24 at 10.4.7.199 is up", PATIENCE);
     }
     cluster.traffic_flows();

@@ -3,9 +3,8 @@
 
 use std::fs;
 
-use rustix::process::Signal;
-
 use crate::overlay::Overlay;
+use crate::support::daemon::Daemon;
 use crate::support::lab::NETWORK;
 
 /// A fault that can be done to any host.
@@ -45,8 +44,8 @@ pub(crate) static FAULTS: [Fault; 13] = [
         name: "daemon stands still",
         restarts: false,
         unreachable: false,
-        begin: |overlay, host| signal(overlay, host, Signal::STOP),
-        end: Some(|overlay, host| signal(overlay, host, Signal::CONT)),
+        begin: |overlay, host| overlay.ask(host, Daemon::freeze).expect("it runs"),
+        end: Some(|overlay, host| overlay.ask(host, Daemon::thaw).expect("it runs")),
     },
     Fault {
         name: "flannel0 deleted",
@@ -129,10 +128,6 @@ pub(crate) static FAULTS: [Fault; 13] = [
         end: None,
     },
 ];
-
-fn signal(overlay: &Overlay, host: usize, signal: Signal) {
-    overlay.ask(host, |daemon| daemon.signal(signal)).expect("it runs");
-}
 
 fn ip(overlay: &Overlay, host: usize, args: &str) {
     overlay.host(host).netns.ip(args);

@@ -8,7 +8,9 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_process, pidfd_open, waitid,
+};
 
 use super::netns::Netns;
 
@@ -137,6 +139,21 @@ impl Daemon {
         kill_process(self.rustix_pid(), signal).expect("it is our child");
     }
 
+    /// Stops it by SIGSTOP. Returns when it stands still.
+    pub fn freeze(&self) {
+        freeze(&self.child);
+    }
+
+    /// Waits until it stands still that stops itself.
+    pub fn wait_frozen(&self) {
+        wait_frozen(&self.child);
+    }
+
+    /// Lets it go on.
+    pub fn thaw(&self) {
+        thaw(&self.child);
+    }
+
     /// Asks it to stop by SIGTERM and waits for that.
     pub fn stop(self) -> Ended {
         self.signal(Signal::TERM);
@@ -170,6 +187,24 @@ impl Daemon {
     fn rustix_pid(&self) -> Pid {
         Pid::from_child(&self.child)
     }
+}
+
+/// Stops a child by SIGSTOP. Returns when none of its threads runs any more: the signal by itself is
+/// only sent.
+pub fn freeze(child: &Child) {
+    kill_process(Pid::from_child(child), Signal::STOP).expect("it is our child");
+    wait_frozen(child);
+}
+
+/// The kernel reports a process as stopped when the last of its threads is.
+fn wait_frozen(child: &Child) {
+    let stopped = waitid(WaitId::Pid(Pid::from_child(child)), WaitIdOptions::STOPPED);
+    assert!(stopped.expect("it is our child").is_some(), "without NOHANG there is an answer");
+}
+
+/// Lets a child go on that stands still.
+pub fn thaw(child: &Child) {
+    kill_process(Pid::from_child(child), Signal::CONT).expect("it is our child");
 }
 
 impl Drop for Daemon {

@@ -18,7 +18,7 @@ use rcgen::{
 };
 use tempfile::TempDir;
 
-use super::skip;
+use super::{daemon, skip};
 
 /// What flannel's keys begin with unless told otherwise.
 pub const PREFIX: &str = "/coreos.com/network";
@@ -234,19 +234,15 @@ impl Etcd {
         assert!(output.status.success(), "etcdctl {args:?}: {output:?}");
     }
 
-    /// Stops it without closing its connections, as a hanging machine does.
+    /// Stops it without closing its connections, as a hanging machine does. Returns when it stands
+    /// still.
     pub fn freeze(&self) {
-        self.signal("-STOP");
+        daemon::freeze(self.child.as_ref().unwrap());
     }
 
     /// Lets it go on.
     pub fn thaw(&self) {
-        self.signal("-CONT");
-    }
-
-    fn signal(&self, signal: &str) {
-        let pid = self.child.as_ref().unwrap().id().to_string();
-        assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
+        daemon::thaw(self.child.as_ref().unwrap());
     }
 
     /// Compacts all history.
