@@ -3,7 +3,8 @@
 #
 # The machine holds the static daemon, busybox, ip, ethtool, and of the kernel's modules tun and veth
 # only. What it does and prints is in tests/support/old_kernel/init. Files and downloads are kept in
-# target/old-kernel. The profile is release if not given.
+# target/old-kernel. The profile is release if not given. It ends with 77 if the machine's kernel or
+# tools are not here and Debian's mirror does not have them or cannot be reached.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 source "$(dirname "$0")/lib.sh"
@@ -13,8 +14,14 @@ folder=$ROOT/target/old-kernel
 # Seconds until it is stopped if it hangs; a minute is enough on a machine that is idle.
 patience=900
 
+unavailable() {
+    printf '%s: %s\n' "${0##*/}" "$*" >&2
+    exit 77
+}
+
 [[ $(uname -m) == x86_64 ]] || die "knows no kernel for $(uname -m): run it on x86-64"
-install_missing qemu-system-x86_64:qemu-system-x86 busybox:busybox-static ip:iproute2 ethtool:ethtool
+(install_missing qemu-system-x86_64:qemu-system-x86 busybox:busybox-static ip:iproute2 ethtool:ethtool) ||
+    unavailable "tools are missing"
 "$ROOT/scripts/static.sh" "$profile"
 mkdir -p "$folder"
 cd "$folder"
@@ -26,12 +33,15 @@ if [[ -z $(kernel) ]]; then
     find_package() { apt-cache pkgnames linux-image-6.1 | grep -E "$pattern" | sort -V | tail -n 1 || true; }
     package=$(find_package)
     if [[ -z $package ]]; then
-        apt-get update -qq </dev/null || die "apt-get update failed: is the network up?"
+        apt-get update -qq </dev/null || unavailable "apt-get update failed: is the network up?"
         package=$(find_package)
     fi
-    [[ -n $package ]] || die "this Debian offers no linux-image-6.1.…-cloud-amd64: run it on Debian 12"
+    # What apt-get cannot reach it may pass over in silence.
+    [[ -n $package ]] ||
+        unavailable "no linux-image-6.1.…-cloud-amd64 is offered: run it on Debian 12 with a network"
     step "Getting $package"
-    apt-get download -qq -o APT::Sandbox::User=root "$package" </dev/null
+    apt-get download -qq -o APT::Sandbox::User=root "$package" </dev/null ||
+        unavailable "apt-get download $package failed: is the network up?"
     dpkg -x "$package"_*.deb kernel
     rm "$package"_*.deb
 fi

@@ -18,6 +18,9 @@ const BYTES: &str = "2097152";
 /// Lines that a daemon logs in all that time: a start, a stop, and what is missing in the machine.
 const FEW_LINES: usize = 20;
 
+/// What scripts/old-kernel.sh ends with if what it needs of Debian is not to be had.
+const UNAVAILABLE: i32 = 77;
+
 /// What the machine printed.
 struct Console(String);
 
@@ -55,6 +58,10 @@ fn linux_6_1_carries_packets() {
     }
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/old-kernel.sh");
     let output = Command::new(script).arg("dev").stdin(Stdio::null()).output().unwrap();
+    if output.status.code() == Some(UNAVAILABLE) {
+        let why = String::from_utf8_lossy(&output.stderr);
+        return skip(test, &format!("a kernel of Debian's mirror: {}", why.trim_end()));
+    }
     let console = Console(String::from_utf8_lossy(&output.stdout).into_owned());
     eprintln!("{}\n{}", console.0, String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{}", output.status);
@@ -73,10 +80,13 @@ fn linux_6_1_carries_packets() {
     for phase in phases {
         assert_eq!(console.status(phase, 22, "offload"), offload, "{phase}");
     }
+    // Each phase sends trains: they are counted from the daemon's start.
+    let mut trains = 0;
     for phase in ["whole", "small"] {
         assert_eq!(console.status(phase, 21, "offload"), offload, "{phase}");
-        let trains = &console.status(phase, 21, "egress")["superpackets_out"];
-        assert!(trains.as_u64().is_some_and(|trains| trains > 0), "{phase}: {trains}");
+        let so_far = console.status(phase, 21, "egress")["superpackets_out"].as_u64().unwrap();
+        assert!(so_far > trains, "{phase}: {so_far} after {trains}");
+        trains = so_far;
     }
     offload["udp_gso"] = json!(false);
     for phase in ["no-checksums", "after-crash"] {
