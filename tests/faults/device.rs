@@ -13,23 +13,21 @@ fn what_is_taken_from_the_device_is_put_back() {
         return;
     }
     let cluster = Cluster::new(&[]);
-    for (n, damage) in [
+    for damage in [
         "link delete flannel0",
         "link set flannel0 down",
         "addr flush dev flannel0",
         "route del 172.7.0.0/16",
         "link set flannel0 mtu 1000",
-    ]
-    .into_iter()
-    .enumerate()
-    {
+    ] {
+        let mended = "flannel0 was changed from outside: put back";
         cluster.endure(damage, || {
+            let before = [0, 1].map(|host| cluster.daemon(host).count(mended));
             for host in cluster.lab.hosts() {
                 host.netns.ip(damage);
             }
-            let mended = "flannel0 was changed from outside: put back";
-            for host in 0..2 {
-                cluster.daemon(host).wait_nth_log(mended, n + 1, PATIENCE);
+            for (host, times) in before.into_iter().enumerate() {
+                cluster.daemon(host).wait_nth_log(mended, times + 1, PATIENCE);
             }
             Instant::now()
         });

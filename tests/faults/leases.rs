@@ -6,7 +6,6 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use flanneld::subnet::keeper::now;
-use rustix::process::Signal;
 
 use crate::cluster::Cluster;
 use crate::support::daemon::PATIENCE;
@@ -29,7 +28,7 @@ fn a_deleted_lease_is_won_back_under_traffic() {
     let after = fs::read_to_string(cluster.lease(&subnet)).unwrap();
     assert_eq!(before.lines().next(), after.lines().next());
     cluster.wait_until_seen(&[0, 1], "172.7.199.0-24");
-    cluster.finish(test, running, &[]);
+    cluster.finish(test, running);
     assert_eq!(cluster.subnet(1), subnet);
 }
 
@@ -43,14 +42,14 @@ fn a_lease_that_ended_while_the_daemon_stood_still_is_won_back() {
     let cluster = Cluster::new(&[]);
     let running = cluster.run();
     let subnet = cluster.subnet(1);
-    cluster.daemon(1).signal(Signal::STOP);
+    cluster.daemon(1).freeze();
     cluster.expire(&subnet);
     let peer = format!("peer {}", subnet.replace('-', "/"));
     cluster.daemon(0).wait_log(&format!("{peer} is gone"), PATIENCE);
-    cluster.daemon(1).signal(Signal::CONT);
+    cluster.daemon(1).thaw();
     cluster.daemon(1).wait_log("won it back", PATIENCE);
     cluster.daemon(0).wait_nth_log(&format!("{peer} at 10.4.7.22 is up"), 2, PATIENCE);
-    cluster.finish(test, running, &[]);
+    cluster.finish(test, running);
     assert_eq!(cluster.subnet(1), subnet);
 }
 
@@ -71,14 +70,14 @@ fn a_lease_that_another_host_has_is_left_to_it() {
     let host = |host| cluster.lab.host(host).subnet_file();
     fs::copy(host(victim), host(thief)).unwrap();
 
-    cluster.daemon(victim).signal(Signal::STOP);
+    cluster.daemon(victim).freeze();
     cluster.expire(&subnet);
     cluster.daemon(0).wait_log(&format!("peer {} is gone", subnet.replace('-', "/")), PATIENCE);
     cluster.spawn(thief, &[]);
     cluster.daemon(thief).wait_ready();
     assert_eq!(cluster.subnet(thief), subnet);
     let running = cluster.run();
-    cluster.daemon(victim).signal(Signal::CONT);
+    cluster.daemon(victim).thaw();
     cluster
         .daemon(victim)
         .wait_log(&format!("{subnet} is another host's now: moving to"), PATIENCE);
@@ -94,7 +93,7 @@ fn a_lease_that_another_host_has_is_left_to_it() {
     for host in [victim, thief] {
         ping(&cluster.lab.host(0).netns, cluster.lab.host(host).tunnel().address, 2, "").unwrap();
     }
-    cluster.finish(test, running, &[]);
+    cluster.finish_lossless(test, running);
     cluster.stop_all();
 }
 
@@ -121,7 +120,7 @@ fn a_second_host_with_the_same_public_address_is_told_once() {
     assert!(told.contains("10.4.7.22") && told.contains("--public-ip"), "{told}");
     assert_eq!(cluster.daemon(1).count("somebody else wrote our lease"), 1);
     assert_eq!(cluster.daemon(1).count("moving to"), 0);
-    cluster.finish(test, running, &[2]);
+    cluster.finish(test, running);
     cluster.stop_all();
 }
 
@@ -136,14 +135,20 @@ fn a_lease_that_overlaps_others_takes_nothing_from_them() {
     let running = cluster.run();
     let inside = cluster.subnet(1).replace("-24", "-26");
     cluster.write_lease(&inside, "10.4.7.99");
-    cluster.write_lease("172.7.0.0-17", "10.4.7.98");
+    let around = "172.7.0.0-17";
+    cluster.write_lease(around, "10.4.7.98");
     cluster.wait_until_seen(&[0, 1], "172.7.199.0-24");
     for host in 0..2 {
         let told = cluster.daemon(host).wait_log(&format!("lease {inside} of 10.4.7.99"), PATIENCE);
         assert!(told.contains("ignored") && told.contains(&cluster.subnet(1)), "{told}");
-        assert_eq!(cluster.daemon(host).count(&inside), 1, "{}", cluster.daemon(host).log());
+        let told = cluster.daemon(host).wait_log(&format!("lease {around} of 10.4.7.98"), PATIENCE);
+        let own = cluster.subnet(host);
+        assert!(told.contains("the longer prefix wins") && told.contains(&own), "{told}");
+        for lease in [inside.as_str(), around] {
+            assert_eq!(cluster.daemon(host).count(lease), 1, "{}", cluster.daemon(host).log());
+        }
     }
-    cluster.finish(test, running, &[]);
+    cluster.finish_lossless(test, running);
 }
 
 #[test]
@@ -168,7 +173,7 @@ fn a_peer_is_followed_to_another_address() {
     cluster.daemon(0).wait_log(&up, PATIENCE);
     let gap = running.traffic.wait_for_probe_after(started);
     eprintln!("{test}: a probe arrives {} ms after the start", gap.as_millis());
-    cluster.finish(test, running, &[1]);
+    cluster.finish(test, running);
     assert_eq!(cluster.subnet(1), subnet);
 }
 
@@ -230,7 +235,7 @@ fn a_changed_config_is_told_and_applied_by_the_next_daemon() {
         cluster.spawn(host, &[]);
         cluster.daemon(host).wait_log("by UDP port 8286", PATIENCE);
     }
-    cluster.finish(test, running, &[0, 1]);
+    cluster.finish(test, running);
 
     // Whoever loses its subnet meanwhile takes another one of the network that it runs by.
     cluster.write("config", &CONFIG.replace("172.7.", "172.8."));

@@ -59,8 +59,10 @@ async fn an_etcd_without_space_is_waited_for() {
     }
     sleep(FAULT).await;
     make_room(&trial.etcd).await;
+    let healed = trial.healed().await;
+    trial.recovered(healed).await;
     trial.cluster.daemon(THIRD).wait_ready();
-    trial.finish().await;
+    trial.finish();
 }
 
 /// etcd takes its new certificate without a restart; the hosts get the new authority only later.
@@ -81,8 +83,10 @@ async fn a_rotated_certificate_is_believed_once_its_authority_is_there() {
     }
     sleep(FAULT).await;
     fs::copy(&authority, &trusted).unwrap();
+    let healed = trial.healed().await;
     trial.shorten_leases().await;
-    trial.finish().await;
+    trial.recovered(healed).await;
+    trial.finish();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -100,11 +104,14 @@ async fn an_expired_token_is_replaced() {
     // Tokens live on when they are used, and nothing is asked meanwhile.
     sleep(FAULT).await;
     assert_eq!(refused(&trial), 0);
+    // Now the tokens are wanted.
+    let healed = trial.healed().await;
     trial.shorten_leases().await;
     for host in PAIR {
         let (subnet, address) = trial.lease(host);
         trial.etcd.wait_for_renewal(&subnet, address).await;
     }
     assert!(refused(&trial) >= PAIR.len() as u64, "their tokens have expired");
-    trial.finish().await;
+    trial.recovered(healed).await;
+    trial.finish();
 }

@@ -261,6 +261,6 @@ fn sends_that_a_firewall_refuses_cost_themselves_only() {
     let cluster = Cluster::new(&[]);
     let netns = &cluster.lab.host(0).netns;
     let refuse = || netns.block("output", "udp dport 8285");
-    cluster.suffer(test, Duration::from_secs(2), refuse, || netns.unblock());
+    cluster.suffer_silence(test, Duration::from_secs(2), refuse, || netns.unblock());
     assert!(refused_packets(&cluster, 0) > 0);
 }

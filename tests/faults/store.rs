@@ -34,8 +34,10 @@ async fn a_killed_etcd_is_followed_by_itself() {
     trial.etcd.kill();
     sleep(FAULT).await;
     trial.etcd.start_again().await;
+    let healed = trial.healed().await;
     trial.shorten_leases().await;
-    trial.finish().await;
+    trial.recovered(healed).await;
+    trial.finish();
 }
 
 /// Neither leases nor the network config are there any more.
@@ -49,12 +51,14 @@ async fn an_etcd_that_lost_everything_gets_the_leases_back() {
     trial.etcd.kill();
     trial.etcd.empty();
     trial.etcd.start_again().await;
+    let healed = trial.healed().await;
     for host in PAIR {
         let (subnet, address) = trial.lease(host);
         trial.etcd.wait_for_lease(&subnet, address).await;
     }
     trial.shorten_leases().await;
-    trial.finish().await;
+    trial.recovered(healed).await;
+    trial.finish();
 }
 
 /// The snapshot knows neither what was done since then nor the host that joined since.
@@ -86,6 +90,7 @@ async fn a_restored_snapshot_is_believed_and_what_lives_is_added() {
     trial.etcd.kill();
     trial.etcd.restore_snapshot(&snapshot);
     trial.etcd.start_again().await;
+    let healed = trial.healed().await;
     for host in PAIR {
         trial.cluster.daemon(host).wait_nth_log(&up, 2, PATIENCE);
     }
@@ -97,7 +102,8 @@ async fn a_restored_snapshot_is_believed_and_what_lives_is_added() {
         assert_eq!(trial.cluster.daemon(host).count(&dropped), 0, "its route stays meanwhile");
     }
     trial.shorten_leases().await;
-    trial.finish().await;
+    trial.recovered(healed).await;
+    trial.finish();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -117,8 +123,10 @@ async fn a_host_that_was_cut_off_makes_up_for_compacted_history() {
     client.compact(last, Some(physical)).await.unwrap();
     sleep(FAULT).await;
     trial.relays[1].heal();
+    let healed = trial.healed().await;
     trial.cluster.daemon(1).wait_log(&format!("at {OTHER} is up"), PATIENCE);
-    trial.finish().await;
+    trial.recovered(healed).await;
+    trial.finish();
 }
 
 /// Nothing of etcd arrives at one host, and nobody tells it so.
@@ -140,12 +148,14 @@ async fn a_host_without_etcd_learns_afterwards_what_it_missed() {
     sleep(FAULT).await;
     assert_eq!(trial.cluster.daemon(1).count(&after), 0, "it is cut off");
     netns.unblock();
+    let healed = trial.healed().await;
     trial.shorten_leases().await;
     for host in PAIR {
         trial.cluster.daemon(host).wait_log(&format!("{before} is gone"), PATIENCE);
         trial.cluster.daemon(host).wait_log(&format!("{after} at {OTHER} is up"), PATIENCE);
     }
-    trial.finish().await;
+    trial.recovered(healed).await;
+    trial.finish();
 }
 
 /// Every answer takes two seconds: leases are renewed, and a daemon that starts gets one.
@@ -160,12 +170,15 @@ async fn an_etcd_that_answers_after_two_seconds_serves() {
         relay.delay_answers(Duration::from_secs(2));
     }
     trial.cluster.spawn(THIRD, &[]);
+    // It stays slow: news come by way of that.
+    let healed = trial.healed().await;
     trial.shorten_leases().await;
+    trial.recovered(healed).await;
     trial.cluster.daemon(THIRD).wait_ready();
     let third = trial.cluster.lab.host(THIRD).address;
     for host in PAIR {
         trial.cluster.daemon(host).wait_log(&format!("at {third} is up"), PATIENCE);
         assert_eq!(trial.cluster.daemon(host).count("interrupted"), 0);
     }
-    trial.finish().await;
+    trial.finish();
 }

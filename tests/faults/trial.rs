@@ -17,7 +17,7 @@ pub(crate) const PAIR: [usize; 2] = [0, 1];
 /// A host without a daemon, to be started on a store in trouble.
 pub(crate) const THIRD: usize = 2;
 
-/// A peer that is only a lease, made when all is over, and where it is said to be.
+/// A peer that is only a lease, made when the fault is over, and where it is said to be.
 const NEWS: (&str, Ipv4Addr) = ("172.7.199.0-24", Ipv4Addr::new(10, 4, 7, 199));
 
 /// Two hosts under traffic on an etcd, which each host reaches by a relay of its own.
@@ -51,9 +51,9 @@ impl Trial {
             [&[endpoint], flags].concat()
         });
         let cluster = Cluster::on_etcd(lab, flags.collect());
+        let dropped_before = cluster.dropped_by_kernel();
         let traffic = cluster.traffic();
         let lines = PAIR.map(|host| troubles(&cluster.daemon(host).log()));
-        let dropped_before = cluster.dropped_by_kernel();
         Trial { test, etcd, cluster, relays, traffic, lines, dropped_before }
     }
 
@@ -71,28 +71,42 @@ impl Trial {
         }
     }
 
-    /// The fault is over: both daemons renew their leases, which were shortened before, and hear of
-    /// a new peer; no probe was lost, no byte is wrong, few lines were logged; all daemons end well.
-    pub(crate) async fn finish(self) {
+    /// The fault is over from now on: a new peer comes. Returns when that was, for
+    /// [`Trial::recovered`].
+    pub(crate) async fn healed(&self) -> Instant {
         let healed = Instant::now();
         let (subnet, address) = NEWS;
         self.etcd.put_lease(subnet, address).await;
+        healed
+    }
+
+    /// Waits until both daemons have heard of the new peer since the fault was over, and renewed
+    /// their leases, which were shortened; tells how long that took.
+    pub(crate) async fn recovered(&self, healed: Instant) {
+        let (_, address) = NEWS;
         for host in PAIR {
             self.cluster.daemon(host).wait_log(&format!("at {address} is up"), PATIENCE);
         }
-        eprintln!("{}: news after {} ms", self.test, healed.elapsed().as_millis());
+        let news = healed.elapsed();
         for host in PAIR {
             let (subnet, address) = self.lease(host);
             self.etcd.wait_for_renewal(&subnet, address).await;
         }
+        eprintln!(
+            "{}: news after {} ms, with renewed leases after {} ms",
+            self.test,
+            news.as_millis(),
+            healed.elapsed().as_millis()
+        );
+    }
+
+    /// No probe was lost, no byte is wrong, few lines were logged; all daemons end well.
+    pub(crate) fn finish(self) {
         let Trial { test, mut cluster, traffic, lines, dropped_before, .. } = self;
         traffic.wait_for_all_streams();
         let outcome = traffic.stop();
         report(test, outcome.longest_gap, &outcome);
-        // A machine that is busy for long may have no room for all that waits meanwhile.
-        let dropped = cluster.dropped_by_kernel() - dropped_before;
-        let lost = outcome.probes_sent - outcome.probes_received;
-        assert!(lost <= dropped, "{outcome:?}, {dropped} dropped by the kernel");
+        cluster.assert_lossless(test, &outcome, dropped_before);
         for host in PAIR {
             let log = cluster.daemon(host).log();
             let peer = cluster.lab.host(1 - host).lease().replace('-', "/");

@@ -69,6 +69,13 @@ pub struct Outcome {
     pub longest_gap: Duration,
 }
 
+impl Outcome {
+    /// Probes that left and did not arrive.
+    pub fn probes_lost(&self) -> u64 {
+        self.probes_sent - self.probes_received
+    }
+}
+
 impl Traffic {
     /// Starts so many TCP streams, and the probes, and returns when all of them flow.
     pub fn start(from: End<'_>, to: End<'_>, streams: usize) -> Traffic {
