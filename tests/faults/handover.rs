@@ -1,7 +1,7 @@
 //! A planned restart under a service manager, which keeps device and sockets open meanwhile.
 
-use crate::cluster::{Cluster, report};
-use crate::support::daemon::{Daemon, PATIENCE};
+use crate::cluster::Cluster;
+use crate::support::daemon::PATIENCE;
 use crate::support::root_or_skip;
 use crate::support::service_manager::ServiceManager;
 use crate::support::traffic::{ping, tcp_transfer};
@@ -57,8 +57,7 @@ fn a_planned_restart_loses_no_packet() {
         return;
     }
     let mut managed = Managed::new();
-    let traffic = managed.cluster.traffic();
-    let dropped = managed.cluster.dropped_by_kernel();
+    let running = managed.cluster.run();
     // Those that send probes wait in the device of host 0, then in the sockets of host 1.
     for host in [0, 1, 0, 1] {
         let ended = managed.cluster.take(host).stop();
@@ -68,11 +67,7 @@ fn a_planned_restart_loses_no_packet() {
         managed.wait_kept(host, QUEUES, RECEIVERS);
         assert_eq!(managed.cluster.daemon(host).count("taking over flannel0"), 1);
     }
-    traffic.wait_for_all_streams();
-    let outcome = traffic.stop();
-    report(test, outcome.longest_gap, &outcome);
-    let dropped = managed.cluster.dropped_by_kernel() - dropped;
-    assert!(outcome.probes_sent - outcome.probes_received <= dropped, "{outcome:?}, {dropped}");
+    let outcome = managed.cluster.finish_lossless(test, running);
     assert_eq!(outcome.probes_doubled, 0);
 }
 
@@ -83,6 +78,7 @@ fn changed_settings_are_applied_by_a_planned_restart() {
         return;
     }
     let mut managed = Managed::new();
+    let lines = managed.cluster.lines();
     for (args, shape, queues, receivers) in [
         (["--queues=1"].as_slice(), "vnet_hdr on", 1, 1),
         (["--udp-gro=false"].as_slice(), "numqueues 16", 16, 8),
@@ -97,6 +93,7 @@ fn changed_settings_are_applied_by_a_planned_restart() {
         assert!(devices.contains(shape), "{args:?}: {devices}");
         assert_eq!(devices.matches("tun type tun").count(), 1, "{args:?}: {devices}");
         managed.traffic_flows();
+        managed.cluster.assert_few_lines(&lines);
     }
 }
 
@@ -107,12 +104,17 @@ fn a_replaced_device_is_kept_instead_of_the_first() {
         return;
     }
     let mut managed = Managed::new();
+    let lines = managed.cluster.lines();
+    let manager = &managed.managers[1];
+    let removals = manager.removals("tun");
     managed.cluster.lab.host(1).netns.ip("link delete flannel0");
-    managed.cluster.daemon(1).wait_log("put back as it must be", PATIENCE);
-    managed.wait_kept(1, QUEUES, RECEIVERS);
-    let daemon: Daemon = managed.cluster.take(1);
-    daemon.kill9();
+    manager.wait_kept_anew("tun", QUEUES, removals + 1);
+    managed.cluster.take(1).kill9();
+    // The carrier goes with the last descriptor: it is this device's queues that are kept.
+    let device = managed.cluster.device(1);
+    assert!(device.contains("LOWER_UP"), "{device}");
     managed.start(1, &[]);
     assert_eq!(managed.cluster.daemon(1).count("taking over flannel0"), 1);
     managed.traffic_flows();
+    managed.cluster.assert_few_lines(&lines);
 }

@@ -33,8 +33,16 @@ pub struct ServiceManager {
 
 #[derive(Debug, Default)]
 struct Store {
-    kept: Mutex<BTreeMap<String, Vec<OwnedFd>>>,
+    names: Mutex<BTreeMap<String, Kept>>,
     changed: Condvar,
+}
+
+/// What goes by one name.
+#[derive(Debug, Default)]
+struct Kept {
+    fds: Vec<OwnedFd>,
+    /// How often all of it was to be let go.
+    removals: usize,
 }
 
 impl ServiceManager {
@@ -55,18 +63,29 @@ impl ServiceManager {
 
     /// How many descriptors are kept, by their names.
     pub fn kept(&self) -> BTreeMap<String, usize> {
-        let kept = self.store.kept.lock().unwrap();
-        kept.iter().map(|(name, fds)| (name.clone(), fds.len())).collect()
+        let names = self.store.names.lock().unwrap();
+        names.iter().map(|(name, kept)| (name.clone(), kept.fds.len())).collect()
+    }
+
+    /// How often so far whatever is kept by this name was to be let go.
+    pub fn removals(&self, name: &str) -> usize {
+        self.store.names.lock().unwrap().get(name).map_or(0, |kept| kept.removals)
     }
 
     /// Waits until so many are kept by this name.
     pub fn wait_kept(&self, name: &str, count: usize) {
+        self.wait_kept_anew(name, count, 0);
+    }
+
+    /// The same, after whatever was kept by it was let go for the `removals`th time.
+    pub fn wait_kept_anew(&self, name: &str, count: usize, removals: usize) {
         let deadline = Instant::now() + PATIENCE;
-        let mut kept = self.store.kept.lock().unwrap();
-        while kept.get(name).map_or(0, Vec::len) != count {
+        let mut names = self.store.names.lock().unwrap();
+        let there = |kept: &Kept| kept.fds.len() == count && kept.removals >= removals;
+        while !names.get(name).is_some_and(there) {
             let left = deadline.saturating_duration_since(Instant::now());
-            assert!(!left.is_zero(), "not {count} of {name}: {kept:?}");
-            kept = self.store.changed.wait_timeout(kept, left).unwrap().0;
+            assert!(!left.is_zero(), "not {count} of {name}, {removals} removals: {names:?}");
+            names = self.store.changed.wait_timeout(names, left).unwrap().0;
         }
     }
 
@@ -79,8 +98,8 @@ impl ServiceManager {
         command.arg(daemon.get_program()).args(daemon.get_args());
         let mut names = Vec::new();
         let mut mappings = Vec::new();
-        for (name, fds) in &*self.store.kept.lock().unwrap() {
-            for fd in fds {
+        for (name, kept) in &*self.store.names.lock().unwrap() {
+            for fd in &kept.fds {
                 let child_fd = 3 + i32::try_from(mappings.len()).expect("few");
                 mappings.push(FdMapping { parent_fd: fd.try_clone().unwrap(), child_fd });
                 names.push(name.clone());
@@ -123,11 +142,13 @@ impl Store {
         let text = String::from_utf8_lossy(&text[..length]);
         let told = |line: &str| text.lines().any(|told| told == line);
         let name = text.lines().find_map(|line| line.strip_prefix("FDNAME=")).unwrap_or("stored");
-        let mut kept = self.kept.lock().unwrap();
+        let mut names = self.names.lock().unwrap();
         if told("FDSTOREREMOVE=1") {
-            kept.remove(name);
+            let kept = names.entry(name.to_owned()).or_default();
+            kept.fds.clear();
+            kept.removals += 1;
         } else if told("FDSTORE=1") {
-            kept.entry(name.to_owned()).or_default().extend(fds);
+            names.entry(name.to_owned()).or_default().fds.extend(fds);
         }
         self.changed.notify_all();
         // What came with anything else, a barrier, is closed now.
