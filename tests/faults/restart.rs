@@ -1,12 +1,10 @@
 //! The daemon ends, in whatever way, and the next one goes on where it left.
 
-use std::time::Instant;
-
-use crate::cluster::{Cluster, report};
+use crate::cluster::Cluster;
 use crate::support::daemon::{Daemon, PATIENCE};
 use crate::support::lab::CONFIG;
 use crate::support::root_or_skip;
-use crate::support::traffic::{ping, tcp_transfer};
+use crate::support::traffic::{PingFlood, ping, tcp_transfer};
 
 #[test]
 fn a_killed_daemon_is_followed_without_a_broken_connection() {
@@ -15,18 +13,22 @@ fn a_killed_daemon_is_followed_without_a_broken_connection() {
         return;
     }
     let mut cluster = Cluster::new(&[]);
-    let traffic = cluster.traffic();
+    let running = cluster.run();
+    let flood = PingFlood::start(cluster.pod(0).netns, cluster.pod(1).address);
+    flood.wait_for_replies(cluster.pod(0).netns);
     let index = cluster.lab.host(1).netns.exec("cat /sys/class/net/flannel0/ifindex");
     cluster.take(1).kill9();
     // The device is there without a daemon, and the network leads to it.
     let device = cluster.device(1);
     assert!(device.contains("172.7.0.0/16") && device.contains("persist on"), "{device}");
     let started = cluster.spawn(1, &[]);
-    let gap = traffic.wait_for_probe_after(started);
+    let gap = running.traffic.wait_for_probe_after(started);
+    eprintln!("{test}: a probe arrives {} ms after the start", gap.as_millis());
     cluster.daemon(1).wait_log("taking over flannel0", PATIENCE);
-    traffic.wait_for_all_streams();
-    let outcome = traffic.stop();
-    report(test, gap, &outcome);
+    flood.wait_for_replies(cluster.pod(0).netns);
+    let (sent, lost) = flood.stop(cluster.pod(0).netns);
+    eprintln!("{test}: {lost} of {sent} pings lost");
+    let outcome = cluster.finish(test, running);
     assert_eq!(outcome.probes_doubled, 0);
     assert_eq!(cluster.lab.host(1).netns.exec("cat /sys/class/net/flannel0/ifindex"), index);
     cluster.stop_all();
@@ -38,6 +40,7 @@ fn changed_settings_are_applied_by_the_next_daemon() {
         return;
     }
     let mut cluster = Cluster::new(&[]);
+    let lines = cluster.lines();
     let flows = |cluster: &Cluster| {
         ping(cluster.pod(0).netns, cluster.pod(1).address, 2, "").unwrap();
         tcp_transfer(cluster.pod(0), cluster.pod(1), 1_000_000);
@@ -66,6 +69,7 @@ fn changed_settings_are_applied_by_the_next_daemon() {
         assert!(cluster.device(1).contains(wanted), "{args:?}: {}", cluster.device(1));
         cluster.daemon(1).wait_log("is up", PATIENCE);
         flows(&cluster);
+        cluster.assert_few_lines(&lines);
     }
 
     // Another subnet: somebody else has ours by now.
@@ -101,15 +105,17 @@ fn changed_settings_are_applied_by_the_next_daemon() {
     }
     let far = cluster.lab.host(1).tunnel().address;
     ping(&cluster.lab.host(0).netns, far, 2, "").unwrap();
+    cluster.assert_few_lines(&lines);
 }
 
 #[test]
 fn a_second_daemon_leaves_the_first_alone() {
-    if !root_or_skip("a_second_daemon_leaves_the_first_alone") {
+    let test = "a_second_daemon_leaves_the_first_alone";
+    if !root_or_skip(test) {
         return;
     }
     let cluster = Cluster::new(&[]);
-    let traffic = cluster.traffic();
+    let running = cluster.run();
     let host = cluster.lab.host(1);
     // The same port, and then another address, so that only the device is the same.
     host.netns.ip("link add other0 type bridge");
@@ -132,29 +138,22 @@ fn a_second_daemon_leaves_the_first_alone() {
         assert_eq!(ended.status.code(), Some(1), "{}", ended.log);
         assert!(ended.log.contains(wanted), "{iface}: {}", ended.log);
     }
-    let now = Instant::now();
-    report("a second daemon", traffic.wait_for_probe_after(now), &{
-        traffic.wait_for_all_streams();
-        let outcome = traffic.stop();
-        assert_eq!(outcome.probes_sent, outcome.probes_received, "{outcome:?}");
-        outcome
-    });
+    cluster.finish_lossless(test, running);
 }
 
 #[test]
 fn a_renamed_device_is_replaced() {
-    if !root_or_skip("a_renamed_device_is_replaced") {
+    let test = "a_renamed_device_is_replaced";
+    if !root_or_skip(test) {
         return;
     }
     let cluster = Cluster::new(&[]);
-    let traffic = cluster.traffic();
+    let running = cluster.run();
     let netns = &cluster.lab.host(1).netns;
     // A device has to be down to be renamed, on kernels before 6.2.
     let script = "ip link set flannel0 down && ip link set flannel0 name strange0";
     assert!(netns.command("sh").args(["-c", script]).status().unwrap().success());
     cluster.daemon(1).wait_log("put back as it must be", PATIENCE);
-    let gap = traffic.wait_for_probe_after(Instant::now());
-    traffic.wait_for_all_streams();
-    report("flannel0 renamed", gap, &traffic.stop());
+    cluster.finish(test, running);
     assert!(!netns.ip("link show").contains("strange0"));
 }

@@ -3,8 +3,10 @@
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, SocketAddrV4};
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
+use super::admin::until;
 use super::netns::Netns;
 
 /// An end of a connection: a namespace and the address to use there.
@@ -111,6 +113,57 @@ pub fn udp_exchange(from: End<'_>, to: End<'_>, sizes: &[usize]) {
             .unwrap_or_else(|error| panic!("the answer of {size} bytes was lost: {error}"));
         assert!(buffer[..length] == payload, "the answer of {size} bytes arrived changed");
     }
+}
+
+/// `ping -f` from a namespace to an address: a question as soon as there is an answer, at least a
+/// hundred each second. Ends when dropped. Nobody else may ping from there meanwhile.
+#[derive(Debug)]
+pub struct PingFlood {
+    child: Child,
+    /// Questions and answers before.
+    before: (u64, u64),
+}
+
+impl PingFlood {
+    /// Starts it.
+    pub fn start(from: &Netns, to: Ipv4Addr) -> Self {
+        let before = echoes(from);
+        let mut command = from.command("ping");
+        command.args(["-f", "-q", "-n", &to.to_string()]);
+        let child = command.stdout(Stdio::null()).spawn().expect("ip netns exec starts");
+        Self { child, before }
+    }
+
+    /// Waits until more answers arrive where it was started than have so far.
+    pub fn wait_for_replies(&self, from: &Netns) {
+        let (_, so_far) = echoes(from);
+        until("pings are answered", || echoes(from).1, |&now| now > so_far);
+    }
+
+    /// Ends it; how many questions left where it was started, and how many of them had no answer.
+    pub fn stop(mut self, from: &Netns) -> (u64, u64) {
+        self.end();
+        let (sent, answered) = echoes(from);
+        let (sent, answered) = (sent - self.before.0, answered - self.before.1);
+        (sent, sent - answered)
+    }
+
+    fn end(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for PingFlood {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// Echo requests that a namespace has sent, and replies that it has got.
+fn echoes(netns: &Netns) -> (u64, u64) {
+    let counters = netns.counters();
+    (counters.of("Icmp", "OutEchos"), counters.of("Icmp", "InEchoReps"))
 }
 
 /// Whether `count` pings from `netns` to `to` are all answered; `options` are `ping`'s, such as
