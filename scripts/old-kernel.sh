@@ -22,7 +22,6 @@ unavailable() {
 [[ $(uname -m) == x86_64 ]] || die "knows no kernel for $(uname -m): run it on x86-64"
 (install_missing qemu-system-x86_64:qemu-system-x86 busybox:busybox-static ip:iproute2 ethtool:ethtool) ||
     unavailable "tools are missing"
-"$ROOT/scripts/static.sh" "$profile"
 mkdir -p "$folder"
 cd "$folder"
 
@@ -46,6 +45,7 @@ if [[ -z $(kernel) ]]; then
     rm "$package"_*.deb
 fi
 
+"$ROOT/scripts/static.sh" "$profile"
 step "Packing the machine's files"
 rm -rf root
 mkdir -p root/{bin,tools,modules,proc,sys,dev,tmp,run}
