@@ -6,17 +6,19 @@
 mod support;
 
 use std::fs;
+use std::io::Write;
 use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use flanneld::subnet::directory::DirectoryStore;
 use flanneld::subnet::keeper::{Timing, Update};
 use flanneld::subnet::lease::{Expiry, Lease};
 use flanneld::subnet::store::{LEASE_TTL, StoreError, SubnetStore, WatchEvent};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
 use support::events::{PATIENCE, attrs, end, next, snapshot, subnet, until};
 use support::keeping::{Host, TIMING};
 use support::lab::{self, Lab};
@@ -206,6 +208,92 @@ async fn moved_away_while_it_is_read_is_silence() {
         fs::rename(&elsewhere, &dir).unwrap();
     }
     assert!(failed > 0, "never at the wrong moment");
+}
+
+/// What is logged, as text.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    fn lines(&self, text: &str) -> Vec<String> {
+        let log = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
+        log.lines().filter(|line| line.contains(text)).map(str::to_owned).collect()
+    }
+
+    async fn wait(&self, text: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.lines(text).is_empty() {
+            assert!(Instant::now() < deadline, "nobody says {text:?}: {:#?}", self.lines(""));
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// More files than are read: what is known stays, and is renewed; who comes waits. All of it, and
+/// what to do, is said in one line each.
+///
+/// All on one thread, whose log is caught.
+#[tokio::test]
+async fn too_many_files_are_silence() {
+    const MAX_FILES: usize = 100_000;
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone());
+    let _caught = tracing::subscriber::set_default(subscriber.finish());
+
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    fs::write(dir.path().join("config"), CONFIG).unwrap();
+    let store = DirectoryStore::open(dir.path()).unwrap();
+    let (ours, us) = (subnet("10.5.200.0-24"), attrs("10.4.7.22"));
+    store.create(&ours, &us, LEASE_TTL).await.unwrap();
+    let mut watch = store.watch();
+    assert_eq!(snapshot(&mut watch).await, ["10.5.200.0-24"]);
+    // Made aside, so that they come at once: one too many, with our lease.
+    let full = dir.path().join("full");
+    fs::create_dir(&full).unwrap();
+    fs::write(full.join("0~"), "").unwrap();
+    let subnets = dir.path().join("subnets");
+    for number in 1..MAX_FILES {
+        fs::hard_link(full.join("0~"), full.join(format!("{number}~"))).unwrap();
+    }
+    fs::hard_link(lease_file(dir.path(), "10.5.200.0-24"), full.join("10.5.200.0-24")).unwrap();
+    renameat_with(CWD, &full, CWD, &subnets, RenameFlags::EXCHANGE).unwrap();
+
+    let reason = format!(
+        "directory {} does not serve: more than {MAX_FILES} files in {}: remove what does not belong there",
+        dir.path().display(),
+        subnets.display()
+    );
+    log.wait(&reason).await;
+    assert_eq!(store.list().await.unwrap_err().to_string(), reason);
+    store.renew(&ours, &us, LEASE_TTL).await.unwrap();
+    let newcomer = tokio::spawn(Host::start(Arc::new(store), "10.4.7.21", TIMING));
+    log.wait(&format!("waiting for a lease: {reason}; trying again")).await;
+    for number in 0..10 {
+        fs::remove_file(lease_file(dir.path(), &format!("{number}~"))).unwrap();
+    }
+    let newcomer = newcomer.await.unwrap();
+    // Nothing was taken for removed meanwhile.
+    let mut news = Vec::new();
+    while news.last() != Some(&newcomer.lease.subnet) {
+        match next(&mut watch).await {
+            WatchEvent::Put(lease) => news.push(lease.subnet),
+            event => panic!("{event:?}"),
+        }
+    }
+    let told = log.lines("cannot look for leases, known routes stay");
+    assert!(told.len() == 1 && told[0].contains(&reason), "{told:?}");
+    assert_eq!(log.lines("watching leases again").len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -17,7 +17,8 @@ use crate::subnet::lease::{Expiry, Lease, LeaseAttrs, Subnet};
 use crate::subnet::once::Strays;
 use crate::subnet::store::StoreError;
 
-/// More files than this are refused rather than read.
+/// More files than this are not read: none of them, for which ones are left out would be chance.
+/// Known leases stay as they are until there are fewer.
 const MAX_FILES: usize = 100_000;
 
 /// A file that was changed so short a time before it was read may have been changed again within
@@ -107,7 +108,7 @@ impl Scanner {
         for (count, entry) in entries.enumerate() {
             let entry = entry.map_err(|e| self.files.failed("cannot read the directory", &e))?;
             if count >= MAX_FILES {
-                return Err(StoreError::Refused {
+                return Err(StoreError::Unreachable {
                     store: self.files.describe(),
                     reason: format!(
                         "more than {MAX_FILES} files in {}: remove what does not belong there",
