@@ -8,14 +8,20 @@ use flanneld::dataplane::sys::socket::{Sharing, UdpSocket, UdpWish};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use super::packets::{Ip, MORE_FRAGMENTS, UDP};
-use super::{ATTACKER, ATTACKERS_POD, LITTLE, again_and_again};
+use super::{ATTACKER, ATTACKERS_POD, FLOOD, LITTLE, again_and_again, first_heard};
 use crate::cluster::Cluster;
-use crate::support::admin::report as told;
+use crate::support::netns::Netns;
 use crate::support::root_or_skip;
 use crate::support::traffic::Noise;
 
-/// Sends to the daemon of host 1 what `datagram` makes of 64 bytes of noise.
-fn flood(case: &str, cluster: &Cluster, datagram: impl Fn(&[u8; 64], &mut Vec<u8>)) {
+/// Sends to the daemon of host 1 what `datagram` makes of 64 bytes of noise. By its own account so
+/// many have `arrived`.
+fn flood(
+    case: &str,
+    cluster: &Cluster,
+    arrived: impl Fn() -> u64,
+    datagram: impl Fn(&[u8; 64], &mut Vec<u8>),
+) {
     let socket = cluster.lab.switch().udp(SocketAddrV4::new(ATTACKER, 0));
     let (mut noise, mut seed, mut packet) = (Noise::new(5), [0; 64], Vec::new());
     let sent = cluster.withstand(case, LITTLE, || {
@@ -25,7 +31,9 @@ fn flood(case: &str, cluster: &Cluster, datagram: impl Fn(&[u8; 64], &mut Vec<u8
             let _ = socket.send_to(&packet, cluster.door(1));
         })
     });
-    eprintln!("{case}: {sent} datagrams");
+    let arrived = arrived();
+    eprintln!("{case}: {sent} datagrams, {arrived} arrived");
+    assert!(arrived > FLOOD, "{arrived} arrived");
 }
 
 #[test]
@@ -36,7 +44,8 @@ fn garbage_of_a_stranger_harms_nobody() {
     }
     let cluster = Cluster::new(&[]);
     cluster.let_attacker_in();
-    flood(test, &cluster, |seed, packet| {
+    let arrived = || cluster.drops("unknown_peer");
+    flood(test, &cluster, arrived, |seed, packet| {
         packet.clear();
         let bytes = usize::from(seed[0]) * 5;
         packet.extend(seed.iter().cycle().skip(1).take(bytes));
@@ -54,7 +63,8 @@ fn malformed_packets_of_a_peer_harm_nobody() {
     let cluster = Cluster::new(&[]);
     cluster.make_attacker_a_peer();
     let pod = cluster.pod(1).address;
-    flood(test, &cluster, |seed, packet| {
+    let arrived = || cluster.admitted_of_attacker();
+    flood(test, &cluster, arrived, |seed, packet| {
         packet.clear();
         let bytes = 20 + usize::from(seed[1]) % 44;
         packet.extend_from_slice(&seed[..bytes]);
@@ -109,9 +119,9 @@ fn trains_of_garbage_harm_nobody() {
                 let _ = batch.send(&socket, 0);
             })
         });
-        let dropped = told(cluster.lab.host(1))["ingress"]["drops"][reason].clone();
+        let dropped = cluster.drops(reason);
         eprintln!("{case}: {trains} trains, {dropped} datagrams of them dropped");
-        assert!(dropped.as_u64() > Some(1_000), "{dropped}");
+        assert!(dropped > FLOOD, "{dropped}");
     }
 }
 
@@ -145,15 +155,29 @@ fn outer_fragments_that_fit_nowhere_harm_nobody() {
     let datagram = outer.datagram(8285, 8285, &Ip::to(pod, UDP).udp(1, 2, &[7; 1_000]));
     let sets = misfits(&outer, &datagram);
     let target = cluster.door(1).into();
+    let host = &cluster.lab.host(1).netns;
+    let before = fragments_received(host);
     let sent = cluster.withstand(test, LITTLE, || {
         send_again_and_again(&sets, |packet| {
             let _ = socket.send_to(packet, &target);
         })
     });
-    eprintln!("{test}: {sent} sets of fragments");
-    let host = told(cluster.lab.host(1));
-    let attacker = host["peers"].as_array().unwrap().iter().find(|p| p["public_ip"] == "10.4.7.1");
-    assert_eq!(attacker.unwrap()["ingress"]["packets"], 0);
+    let received = fragments_received(host) - before;
+    eprintln!("{test}: {sent} sets of fragments, {received} fragments received");
+    assert!(received > FLOOD, "{received} fragments");
+    assert_eq!(cluster.admitted_of_attacker(), 0);
+    // What is whole arrives as ever.
+    let pod = cluster.pod(1);
+    let ear = pod.netns.udp(SocketAddrV4::new(pod.address, 7_000));
+    let socket = cluster.lab.switch().udp(SocketAddrV4::new(ATTACKER, 0));
+    let whole = Ip::to(pod.address, UDP).udp(6_000, 7_000, b"whole");
+    let send = || socket.send_to(&whole, cluster.door(1));
+    assert_eq!(first_heard(&ear, send), b"whole");
+}
+
+/// Fragments that the kernel has looked at, in order to put them together.
+fn fragments_received(netns: &Netns) -> u64 {
+    netns.counters().of("Ip", "ReasmReqds")
 }
 
 /// Fragments of the packets inside: the daemon passes them on, as a router does, and the pod's
@@ -172,19 +196,19 @@ fn inner_fragments_that_fit_nowhere_reach_no_program() {
     let datagram = inner.datagram(6_000, 7_000, &[7; 1_000]);
     let sets = misfits(&inner, &datagram);
     let socket = cluster.lab.switch().udp(SocketAddrV4::new(ATTACKER, 0));
+    let before = fragments_received(pod.netns);
     let sent = cluster.withstand(test, LITTLE, || {
         send_again_and_again(&sets, |packet| {
             let _ = socket.send_to(packet, cluster.door(1));
         })
     });
-    eprintln!("{test}: {sent} sets of fragments");
+    let received = fragments_received(pod.netns) - before;
+    eprintln!("{test}: {sent} sets of fragments, {received} fragments received by the pod");
+    assert!(received > FLOOD, "{received} fragments");
     // The first thing that the program hears is what is whole.
-    let mut buffer = [0; 2_048];
-    for _ in 0..10 {
-        socket.send_to(&inner.udp(6_000, 7_000, b"whole"), cluster.door(1)).unwrap();
-    }
-    let bytes = ear.recv(&mut buffer).unwrap();
-    assert_eq!(buffer[..bytes], *b"whole");
+    let whole = inner.udp(6_000, 7_000, b"whole");
+    let send = || socket.send_to(&whole, cluster.door(1));
+    assert_eq!(first_heard(&ear, send), b"whole");
 }
 
 /// Sets of fragments of this payload from which no packet can be made.

@@ -40,10 +40,12 @@ fn what_must_not_be_answered_by_icmp_is_not() {
     let cluster = Cluster::new(&[]);
     cluster.make_attacker_a_peer();
     let tunnel = tunnel(&cluster);
+    let mut questions = 0;
     cluster.withstand(test, LITTLE, || {
         for ttl in [0, 1] {
             for question in unanswerable(&cluster, ttl) {
                 tunnel.send_to(&question, cluster.door(1)).unwrap();
+                questions += 1;
             }
             // This one is, behind all of those.
             let ip = Ip { ttl, id: 7 + u16::from(ttl), ..Ip::to(cluster.pod(1).address, UDP) };
@@ -51,8 +53,16 @@ fn what_must_not_be_answered_by_icmp_is_not() {
             let answer = answer(&tunnel);
             assert!(is_time_exceeded(&answer, ip.id), "{answer:?}");
             assert_eq!(answer[16..20], ATTACKERS_POD);
+            questions += 1;
         }
     });
+    // All were looked at, and not even to somebody else was anything said about the others.
+    let dropped = || {
+        let drops = &cluster.ingress()["drops"];
+        drops.as_object().unwrap().values().map(|count| count.as_u64().unwrap()).sum::<u64>()
+    };
+    until("drops", dropped, |count| *count == questions);
+    until("answers", || cluster.ingress()["icmp_errors"].clone(), |count| *count == 2);
 }
 
 /// Packets whose last hop host 1 is, and about which it must be silent.
