@@ -7,6 +7,7 @@ mod etcd;
 mod floods;
 mod leases;
 mod merging;
+mod names;
 mod packets;
 mod reflections;
 mod relays;
