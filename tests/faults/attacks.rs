@@ -8,6 +8,7 @@ mod floods;
 mod leases;
 mod merging;
 mod names;
+mod oversized;
 mod packets;
 mod reflections;
 mod relays;
