@@ -80,6 +80,10 @@ fn clients_that_are_slow_or_talk_nonsense_harm_nobody() {
     until("descriptors", || descriptors(&cluster, 1), |now| *now <= before);
 }
 
+/// Every method of RFC 9110 and RFC 5789 but those that only read, and two that are none.
+const METHODS: [&str; 9] =
+    ["POST", "PUT", "PATCH", "DELETE", "CONNECT", "OPTIONS", "TRACE", "STOP", "get"];
+
 /// Nothing can be changed by whoever asks, nor can anybody ask where it was not allowed.
 #[test]
 fn the_doors_are_narrow() {
@@ -97,7 +101,7 @@ fn the_doors_are_narrow() {
     assert_eq!(listening.lines().count(), 1, "{listening}");
 
     for path in ["/", "/status", "/metrics", "/healthz", "/readyz", "/config", "/stop"] {
-        for method in ["POST", "PUT", "PATCH", "DELETE", "CONNECT", "TRACE"] {
+        for method in METHODS {
             let request =
                 format!("{method} {path} HTTP/1.1\r\nHost: test\r\nContent-Length: 2\r\n\r\n{{}}");
             let mut http = host.netns.connect(HEALTHZ).unwrap();
