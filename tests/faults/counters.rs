@@ -5,8 +5,6 @@ use std::io::ErrorKind;
 use std::net::{SocketAddrV4, UdpSocket};
 use std::time::{Duration, Instant};
 
-use rustix::process::Signal;
-
 use crate::cluster::Cluster;
 use crate::handover::Managed;
 use crate::support::admin::{self, until};
@@ -36,7 +34,7 @@ impl Flow {
     /// Sends until the socket drops, while the daemon does not read.
     fn overflow(&self, cluster: &Cluster) {
         let before = dropped(cluster);
-        cluster.daemon(1).signal(Signal::STOP);
+        cluster.daemon(1).freeze();
         let send = || {
             for _ in 0..1_000 {
                 self.sender.send(&[0; 512]).unwrap();
@@ -44,7 +42,7 @@ impl Flow {
             dropped(cluster)
         };
         until("the socket overflows", send, |&now| now > before);
-        cluster.daemon(1).signal(Signal::CONT);
+        cluster.daemon(1).thaw();
     }
 
     /// Waits until one that is sent now has arrived: with it came how many the socket has dropped.
