@@ -8,6 +8,7 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use support::admin::{Manager, until};
@@ -42,12 +43,16 @@ struct Booted {
     /// The number of its systemd.
     leader: String,
     debian: Debian,
+    _alone: MutexGuard<'static, ()>,
 }
 
 impl Booted {
     /// Boots a Debian with our package in the namespace of a host, with the lab's directory at
     /// `/lab`.
     fn new(lab: &Lab, host: usize, debian: Debian) -> Self {
+        // With --keep-unit, two would be in one cgroup, and find each other's processes there.
+        static ALONE: Mutex<()> = Mutex::new(());
+        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let (host, root) = (lab.host(host), debian.root());
         fs::copy(build_package(), root.join("flanneld.deb")).unwrap();
         debian.exec("dpkg --install /flanneld.deb");
@@ -74,7 +79,7 @@ impl Booted {
         let told = manager.wait("READY=1").join("\n");
         let leader = told.lines().find_map(|line| line.strip_prefix("X_NSPAWN_LEADER_PID="));
         let leader = leader.expect("it is told first").to_owned();
-        Self { container, leader, debian }
+        Self { container, leader, debian, _alone: alone }
     }
 
     /// Stops the service, and starts it with another setting beside the package's.
