@@ -31,6 +31,9 @@ const PROBE_BYTES: usize = 64;
 /// How often a thread that waits for data looks whether it shall end.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
+/// Probes are on their way for so many looks after the last one at most, on a busy machine.
+const LOOKS_FOR_PROBES: u32 = 20;
+
 /// Streams and probes from one end to another, until [`Traffic::stop`].
 #[derive(Debug)]
 pub struct Traffic {
@@ -115,19 +118,21 @@ impl Traffic {
             }
         }));
         let (stop, arrivals) = (Arc::clone(&self.stop), Arc::clone(&self.arrivals));
+        let sent = Arc::clone(&self.probes_sent);
         receiver.set_read_timeout(Some(LOOK_INTERVAL)).unwrap();
         self.threads.push(std::thread::spawn(move || {
             let mut got = [0; PROBE_BYTES + 1];
             // What is on its way when the senders end still arrives.
-            let mut quiet = 0;
-            while !stop.load(Relaxed) || quiet < 3 {
+            let (mut quiet, mut arrived) = (0, 0);
+            let looks = |arrived| if arrived < sent.load(Relaxed) { LOOKS_FOR_PROBES } else { 3 };
+            while !stop.load(Relaxed) || quiet < looks(arrived) {
                 match receiver.recv(&mut got) {
                     Ok(bytes) => {
                         let number = u64::from_le_bytes(*got.first_chunk().unwrap());
                         assert!(got[..bytes] == probe(number), "a probe arrived wrong: {got:?}");
                         arrivals.probes.lock().unwrap().push((number, Instant::now()));
                         arrivals.arrived.notify_all();
-                        quiet = 0;
+                        (quiet, arrived) = (0, arrived + 1);
                     }
                     Err(error) if error.kind() == ErrorKind::WouldBlock => quiet += 1,
                     Err(error) => panic!("probes: {error}"),
