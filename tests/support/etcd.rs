@@ -111,7 +111,7 @@ impl Etcd {
 
     /// A member that will be started later.
     pub fn prepare(security: Security) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = data_dir();
         make_certificates(dir.path());
         let (client_port, peer_port) = (Port::claim(), Port::claim());
         Self { child: None, dir, security, client_port, peer_port, auth: false, args: Vec::new() }
@@ -377,6 +377,18 @@ impl Drop for Etcd {
             eprintln!("--- the last lines of etcd's log, newest first");
             lines.iter().for_each(|line| eprintln!("{line}"));
         }
+    }
+}
+
+/// A directory in memory where there is room: etcd waits for the disk at each write, gives up after
+/// seconds, and others write there, too.
+fn data_dir() -> TempDir {
+    const MEMORY: &str = "/dev/shm";
+    const ROOM_BYTES: u64 = 1 << 30;
+    let room = |fs: rustix::fs::StatVfs| fs.f_bavail * fs.f_frsize;
+    match rustix::fs::statvfs(MEMORY).map(room) {
+        Ok(room) if room >= ROOM_BYTES => tempfile::tempdir_in(MEMORY).unwrap(),
+        _ => tempfile::tempdir().unwrap(),
     }
 }
 
