@@ -4,7 +4,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
@@ -103,15 +103,27 @@ impl StopSignal {
         });
         // The first that is none of the caller's is the signal.
         let polled = &mut polled[..=count];
-        // An interruption counts as nothing being ready, and so does want of memory: the callers
-        // look again.
-        let _ = poll(polled, timeout);
+        match poll(polled, timeout) {
+            // An interruption counts as nothing being ready: the callers look again.
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(_) => return self.all_of(count),
+        }
         let mut ready = 0;
         for (index, fd) in polled.iter().enumerate() {
             let bit = if index == count { POLL_MAX } else { index };
             ready |= u64::from(!fd.revents().is_empty()) << bit;
         }
         Ready(ready)
+    }
+
+    /// That which of `count` descriptors hold something cannot be known: each may, a moment later.
+    /// So it is where memory is short, or the limit on descriptors (`RLIMIT_NOFILE`) was lowered
+    /// below their number.
+    #[cold]
+    fn all_of(&self, count: usize) -> Ready {
+        const MOMENT: Duration = Duration::from_millis(1);
+        std::thread::sleep(MOMENT);
+        Ready(((1 << count) - 1) | (u64::from(self.is_set()) << POLL_MAX))
     }
 
     /// Whether the signal is set.
@@ -154,8 +166,6 @@ impl Ready {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]
