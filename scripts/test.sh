@@ -59,7 +59,7 @@ if [[ $# -eq 0 ]]; then
 fi
 
 step "Tests"
-run cargo test --locked "$@"
+run cargo test --locked --no-fail-fast "$@"
 
 if [[ $# -eq 0 ]]; then
     install_missing c++:g++
