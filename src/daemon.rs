@@ -107,7 +107,7 @@ impl<'o> Daemon<'o> {
     async fn start(
         options: &'o Options,
         state: &'o State,
-        kept: Kept,
+        mut kept: Kept,
     ) -> anyhow::Result<Daemon<'o>> {
         let store = open_store(&options.store).await?;
         info!("the store is {}", store.describe());
@@ -115,12 +115,11 @@ impl<'o> Daemon<'o> {
         let mut rng: StdRng = rand::make_rng();
         let host = Host::open()?;
         let udp = udp_wish(options);
-        let mut kept = Some(kept);
         let (config, rules, mut backend, own) = loop {
             let config = acquire::wait_for_config(&*store, &mut rng).await?;
             let rules =
                 Rules::prepare(options.rules, config.enable_nftables, families(&config)).await?;
-            let kept = kept.take().unwrap_or_default();
+            let kept = std::mem::take(&mut kept);
             let backend = prepare(options, &config, udp, host.clone(), kept).await?;
             let (leased_by, own) = acquire::acquire_with_retry(
                 &*store,
